@@ -1,0 +1,1 @@
+"""The catalogue: an ordered key-value interface, its engines, and the files and extents on top."""

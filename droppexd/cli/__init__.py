@@ -1,0 +1,1 @@
+"""The two commands. rich and typer live only here; errors become exit codes."""

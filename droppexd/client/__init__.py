@@ -1,0 +1,1 @@
+"""The async client that `droppex`, tests and other programs use."""

@@ -1,0 +1,424 @@
+"""The words of the design as frozen values: ids, layouts, the cluster map and the catalogue's records.
+
+Everything here is pure. Sizes are in bytes, times in milliseconds since 1970 (for people only).
+"""
+
+import enum
+import struct
+from typing import Annotated, NamedTuple, Self
+
+from droppexd.errors import InvalidName, InvalidRequest
+from droppexd.schema import Bounds, record
+
+CHUNK_SIZE = 4 * 1024 * 1024
+"""The coding unit: bytes of file data in a chunk, the last of a file apart."""
+
+EXTENT_CHUNKS = 64
+"""The placement unit: chunks in an extent, the last of a file apart."""
+
+SMALL_SIZE = 128 * 1024
+"""Files up to here are stored as copies (1+m), and shards up to here in the pool's database."""
+
+MAX_EXTENTS = 16384
+"""Extents of one version: 4 TiB at 256 MiB each. Keeps look-ups and commits within one message."""
+
+MAX_NAME_BYTES = 1024
+DEFAULT_FOLDER = "files"
+MAX_K, MAX_M = 32, 8
+MISSING = 0
+"""Stands in an extent record for a shard that no pool holds. Pool numbers start at 1."""
+
+DIGEST_BYTES = 32
+CHECKSUM_BYTES = 16
+
+Digest = Annotated[bytes, Bounds(DIGEST_BYTES, DIGEST_BYTES)]
+"""BLAKE3 of a version's content."""
+Checksum = Annotated[bytes, Bounds(CHECKSUM_BYTES, CHECKSUM_BYTES)]
+"""xxh3-128 of a piece and its identity."""
+Token16 = Annotated[bytes, Bounds(16, 16)]
+"""A random identity: of a pool, a boot, a cluster, an incarnation."""
+PoolNumber = Annotated[int, Bounds(0, 2**32 - 1)]
+FileName = Annotated[str, Bounds(1, MAX_NAME_BYTES)]
+Address = Annotated[str, Bounds(1, 256)]
+Label = Annotated[str, Bounds(0, 128)]
+
+
+class Role(enum.StrEnum):
+    """Who a process is to its peers. A key of one role can send only that role's requests."""
+
+    CLIENT = "client"
+    APP = "app"
+    CONTROLLER = "controller"
+    POOL = "pool"
+
+
+_ID = struct.Struct(">HIHI")
+_ID_LIMIT = 2**48
+
+
+class Id(NamedTuple):
+    """An identity that is never used twice: the app's session, and the app's counter in it."""
+
+    session: Annotated[int, Bounds(0, _ID_LIMIT - 1)]
+    counter: Annotated[int, Bounds(0, _ID_LIMIT - 1)]
+
+    def to_bytes(self) -> bytes:
+        """Return 12 bytes that sort as the id does."""
+        session, counter = self.session, self.counter
+        return _ID.pack(session >> 32, session & 0xFFFFFFFF, counter >> 32, counter & 0xFFFFFFFF)
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> Self:
+        """Return the id that `to_bytes` packed."""
+        session_high, session_low, counter_high, counter_low = _ID.unpack(packed)
+        return cls(session_high << 32 | session_low, counter_high << 32 | counter_low)
+
+    def __str__(self) -> str:
+        return f"{self.session:x}-{self.counter:x}"
+
+
+class ExtentId(Id):
+    """An extent: new for every upload attempt and every re-encoding."""
+
+    __slots__ = ()
+
+
+class VersionId(Id):
+    """A version of a file: one upload."""
+
+    __slots__ = ()
+
+
+class OperationId(Id):
+    """One change that an app asks of the master; its outcome is remembered under this id."""
+
+    __slots__ = ()
+
+
+class Layout(NamedTuple):
+    """How a chunk is coded: k data pieces and m parity pieces; any k of them give it back."""
+
+    k: Annotated[int, Bounds(1, MAX_K)]
+    m: Annotated[int, Bounds(0, MAX_M)]
+
+    @property
+    def total(self) -> int:
+        """The number of shards of an extent."""
+        return self.k + self.m
+
+    @property
+    def least(self) -> int:
+        """Shards that must be flushed for an acknowledged write to survive one more loss."""
+        return self.k + 1 if self.m else self.k
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the layout written as `4+2`."""
+        left, plus, right = text.partition("+")
+        if not (plus and left.isascii() and left.isdigit() and right.isascii() and right.isdigit()):
+            raise InvalidRequest(f"layout {text!r} is not of the form K+M, for example 4+2")
+        layout = cls(int(left), int(right))
+        if not (1 <= layout.k <= MAX_K and 0 <= layout.m <= MAX_M):
+            raise InvalidRequest(f"layout {text}: K must be 1 to {MAX_K} and M 0 to {MAX_M}")
+        return layout
+
+    def __str__(self) -> str:
+        return f"{self.k}+{self.m}"
+
+
+def piece_size(chunk_length: int, k: int) -> int:
+    """Return the bytes of each piece of a chunk; the last data piece is padded with zeros."""
+    return -(-chunk_length // k)
+
+
+def chunk_count(size: int, chunk_size: int) -> int:
+    """Return how many chunks hold `size` bytes."""
+    return -(-size // chunk_size)
+
+
+def chunk_length(size: int, chunk_size: int, chunk: int) -> int:
+    """Return the bytes of file data in one chunk of an extent of `size` bytes."""
+    return min(chunk_size, size - chunk * chunk_size)
+
+
+def shard_size(size: int, chunk_size: int, k: int) -> int:
+    """Return the bytes of a shard's pieces together, for an extent of `size` bytes."""
+    full, rest = divmod(size, chunk_size)
+    return full * piece_size(chunk_size, k) + (piece_size(rest, k) if rest else 0)
+
+
+def normal_name(name: str) -> str:
+    """Return the name as the catalogue keeps it, or raise InvalidName.
+
+    A name is `folder/rest`; one without a folder goes to the folder `files`.
+    """
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidName("the name is not valid UTF-8") from None
+    if not encoded:
+        raise InvalidName("the name is empty")
+    if "/" not in name:
+        name = f"{DEFAULT_FOLDER}/{name}"
+        encoded = name.encode()
+    if len(encoded) > MAX_NAME_BYTES:
+        raise InvalidName(f"the name has {len(encoded)} bytes; at most {MAX_NAME_BYTES} are allowed")
+    if "\0" in name:
+        raise InvalidName("the name contains a NUL character")
+    for segment in name.split("/"):
+        if segment == "":
+            raise InvalidName(f"{name!r} has an empty part: no leading, trailing or double slash")
+        if segment in (".", ".."):
+            raise InvalidName(f"{name!r} has the part {segment!r}, which is not allowed")
+    return name
+
+
+def normal_prefix(prefix: str) -> str:
+    """Return a listing prefix (`` or `folder/` or `folder/begin`), or raise InvalidName."""
+    if prefix == "":
+        return prefix
+    normal_name(prefix.rstrip("/") + "/x" if prefix.endswith("/") else prefix)
+    return prefix
+
+
+# ---------------------------------------------------------------------------------------------
+# Records of the catalogue
+
+
+@record
+class Extent:
+    """Where the shards of one extent are. `pools[i]` holds shard i; MISSING when none does.
+
+    `edition` counts the changes of this record; a compare-and-set names the edition it read.
+    """
+
+    id: ExtentId
+    layout: Layout
+    size: Annotated[int, Bounds(1, CHUNK_SIZE * EXTENT_CHUNKS)]
+    chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
+    pools: Annotated[tuple[PoolNumber, ...], Bounds(1, MAX_K + MAX_M)]
+    edition: int = 0
+
+    @property
+    def present(self) -> int:
+        """How many shards are on some pool."""
+        return sum(1 for pool in self.pools if pool != MISSING)
+
+    @property
+    def survives(self) -> int:
+        """How many more pools may be lost before data is."""
+        return self.present - self.layout.k
+
+
+Metadata = Annotated[
+    tuple[Annotated[tuple[Annotated[str, Bounds(0, 1024)], ...], Bounds(2, 2)], ...], Bounds(0, 32)
+]
+"""Pairs of key and value that travel with a version: at most 32, 1 KiB each side."""
+
+
+@record
+class Version:
+    """One upload of a file: its content, and how many names point at it."""
+
+    id: VersionId
+    size: int
+    blake3: Digest
+    extents: Annotated[tuple[ExtentId, ...], Bounds(0, MAX_EXTENTS)]
+    names: Annotated[int, Bounds(0, 2**32)] = 1
+    created_ms: int = 0
+    metadata: Metadata = ()
+
+
+class PoolState(enum.StrEnum):
+    """What the master makes of a pool."""
+
+    UP = "up"
+    """Heard of within the last heartbeats: reads and writes."""
+    READ_ONLY = "read-only"
+    """Up, but its disk failed or is full: reads only."""
+    DOWN = "down"
+    """Not heard of for 10 s: nothing is sent there; it may return."""
+    OUT = "out"
+    """Down for `replace_after`, or replaced by hand: its shards count as missing."""
+
+
+class Membership(enum.StrEnum):
+    """What the operators decided about a pool."""
+
+    MEMBER = "member"
+    DRAINING = "draining"
+    REMOVED = "removed"
+
+
+@record
+class PoolRecord:
+    """The permanent record of a pool, empty or not; `number` is never used again."""
+
+    number: PoolNumber
+    pool_id: Token16
+    name: Label
+    machine: Label
+    zone: Label
+    address: Address
+    membership: Label = Membership.MEMBER.value
+    boot_id: Annotated[bytes, Bounds(0, 16)] = b""
+    joined_ms: int = 0
+
+
+@record
+class PoolInfo:
+    """A pool in the cluster map: its record and what the master sees of it now."""
+
+    number: PoolNumber
+    pool_id: Token16
+    name: Label
+    machine: Label
+    zone: Label
+    address: Address
+    state: Label
+    membership: Label
+    capacity: int
+    free: int
+    shards: int = 0
+
+    @property
+    def readable(self) -> bool:
+        """Whether reading from it is worth a try."""
+        return self.state in (PoolState.UP, PoolState.READ_ONLY)
+
+    @property
+    def writable(self) -> bool:
+        """Whether new shards may go there."""
+        return self.state == PoolState.UP and self.membership == Membership.MEMBER
+
+
+@record
+class ClusterMap:
+    """Who is there. `version` says only which of two maps is fresher."""
+
+    cluster_id: Token16
+    incarnation: Token16
+    term: int
+    version: int
+    pools: Annotated[tuple[PoolInfo, ...], Bounds(0, 4096)] = ()
+
+    def pool(self, number: int) -> PoolInfo | None:
+        """Return the pool with this number."""
+        return next((pool for pool in self.pools if pool.number == number), None)
+
+
+# ---------------------------------------------------------------------------------------------
+# What a pool stores beside the bytes
+
+
+@record
+class ShardHeader:
+    """What a shard says of itself, so that a folder explains itself without a catalogue.
+
+    `checksums[c]` is that of the piece of chunk c. `name` and `version` are hints for people.
+    """
+
+    incarnation: Token16
+    extent: ExtentId
+    index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+    layout: Layout
+    size: Annotated[int, Bounds(1, CHUNK_SIZE * EXTENT_CHUNKS)]
+    chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
+    checksums: Annotated[tuple[Checksum, ...], Bounds(1, EXTENT_CHUNKS)]
+    version: VersionId
+    name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
+
+    @property
+    def stored_size(self) -> int:
+        """The bytes of the shard's pieces together."""
+        return shard_size(self.size, self.chunk_size, self.layout.k)
+
+    def piece_range(self, chunk: int) -> tuple[int, int]:
+        """Return offset and length of a chunk's piece within the shard's pieces."""
+        offset = chunk * piece_size(self.chunk_size, self.layout.k)
+        return offset, piece_size(chunk_length(self.size, self.chunk_size, chunk), self.layout.k)
+
+
+class Holding(NamedTuple):
+    """A shard that a pool holds: what it is, and which stored instance of it."""
+
+    extent: ExtentId
+    shard: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+    generation: Annotated[int, Bounds(0, 2**63 - 1)]
+
+
+# ---------------------------------------------------------------------------------------------
+# What users get
+
+
+@record
+class Receipt:
+    """What a put gives its caller: proof of what was stored, and what it survives."""
+
+    name: FileName
+    version: VersionId
+    size: int
+    blake3: Digest
+    layout: Label
+    survives_pools: int
+    survives_machines: int
+    replaced: bool = False
+    note: Annotated[str, Bounds(0, 1024)] = ""
+
+
+@record
+class FileEntry:
+    """One line of a listing: a file, or (with `folder`) a common prefix that ends in a slash."""
+
+    name: FileName
+    folder: bool = False
+    size: int = 0
+    created_ms: int = 0
+    version: VersionId | None = None
+
+
+@record
+class ShardPlace:
+    """Where a shard is, for `stat`."""
+
+    index: int
+    pool: PoolNumber
+    name: Label
+    machine: Label
+    state: Label
+
+
+@record
+class ExtentPlaces:
+    """An extent and where its shards are, for `stat`."""
+
+    id: ExtentId
+    layout: Layout
+    size: int
+    shards: Annotated[tuple[ShardPlace, ...], Bounds(0, MAX_K + MAX_M)]
+
+
+@record
+class SurvivalCount:
+    """How many files and extents survive the loss of that many more pools; below 0: unreadable now."""
+
+    survives: Annotated[int, Bounds(-MAX_K, MAX_M)]
+    files: int
+    extents: int
+
+
+@record
+class ClusterStatus:
+    """The cluster at a glance, as the master sees it now."""
+
+    cluster_id: Token16
+    term: int
+    files: int
+    size: int
+    extents: int
+    garbage: int
+    survival: Annotated[tuple[SurvivalCount, ...], Bounds(0, 64)]
+    pools: Annotated[tuple[PoolInfo, ...], Bounds(0, 4096)]
+    controllers: Annotated[tuple[Address, ...], Bounds(0, 64)]
+    sessions: int
+    warnings: Annotated[tuple[Annotated[str, Bounds(0, 1024)], ...], Bounds(0, 256)] = ()

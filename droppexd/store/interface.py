@@ -1,0 +1,120 @@
+"""What a pool asks of its store. Every method may block: call it through `run_blocking`.
+
+All methods may be called from several threads at once. They raise StoreError (StoreFull when that is
+why), NoSuchShard, IntegrityError. A store whose flush failed has `read_only` True for good and refuses
+every later write with StoreError; it goes on reading.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from droppexd.errors import DroppexError
+from droppexd.model import ExtentId, Holding, ShardHeader
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Identity(NamedTuple):
+    """Whose folder this is. Random 16 bytes each; empty where not known yet."""
+
+    pool_id: bytes
+    """Permanent."""
+    cluster_id: bytes
+    """Set once, by `join`; empty before."""
+    boot_id: bytes
+    """New for each start."""
+    previous_boot_id: bytes
+    """The one before; empty at the first start."""
+
+
+class Usage(NamedTuple):
+    """How full a store is, in bytes, and how many shards it holds."""
+
+    capacity: int
+    free: int
+    shards: int
+
+
+class ShardWriter(Protocol):
+    """A large shard on its way in. Used by one task at a time; ends with `finish` or `abort`."""
+
+    def write(self, chunk: int, piece: Buffer) -> None:
+        """Write the piece of `chunk`; chunks come in order from 0."""
+        ...
+
+    def finish(self, header: ShardHeader) -> int:
+        """Make the shard durable under its identity and return its generation.
+
+        When it returns, the shard survives power loss. The same bytes under an existing identity return
+        the generation that is there; other bytes raise StoreError and change nothing.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Forget the shard. Idempotent, also after `finish`."""
+        ...
+
+
+SmallShard = tuple[ShardHeader, bytes]
+"""A shard of one piece of at most SMALL_SIZE bytes, and that piece."""
+
+
+class ShardStore(Protocol):
+    """Shards on one disk."""
+
+    @property
+    def identity(self) -> Identity:
+        """Whose folder this is, and which start of it."""
+        ...
+
+    @property
+    def read_only(self) -> str:
+        """Why the store takes no more writes; empty while it does."""
+        ...
+
+    def join(self, cluster_id: bytes) -> None:
+        """Belong to this cluster for ever. Raise IdentityError when the folder belongs to another."""
+        ...
+
+    def begin(self, expected_size: int) -> ShardWriter:
+        """Begin a large shard; `expected_size` is a hint, 0 when unknown."""
+        ...
+
+    def put_small(self, shards: Sequence[SmallShard]) -> list[int | DroppexError]:
+        """Make small shards durable with one flush for all; return generation or error for each."""
+        ...
+
+    def read(self, extent: ExtentId, index: int, chunk: int) -> tuple[Buffer, bytes]:
+        """Return the piece of a chunk and its stored checksum, unverified: the reader verifies.
+
+        Raise NoSuchShard when the shard is not held or has no such chunk, IntegrityError when its header is
+        damaged.
+        """
+        ...
+
+    def header(self, extent: ExtentId, index: int) -> ShardHeader:
+        """Return what the shard says of itself."""
+        ...
+
+    def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
+        """Return the shards that are held of these extents."""
+        ...
+
+    def page(self, after: tuple[ExtentId, int] | None, limit: int) -> list[Holding]:
+        """Return a page of everything held, ordered by (extent, shard index), after that one."""
+        ...
+
+    def drop(self, holdings: Sequence[Holding]) -> list[Holding]:
+        """Remove these instances, durably; return those of them that are not held any more.
+
+        An instance with another generation than the one named is left alone and not returned.
+        """
+        ...
+
+    def usage(self) -> Usage:
+        """Return how full the disk is."""
+        ...
+
+    def close(self) -> None:
+        """Flush and unlock. Idempotent."""
+        ...
