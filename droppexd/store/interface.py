@@ -1,8 +1,9 @@
 """What a pool asks of its store. Every method may block: call it through `run_blocking`.
 
 All methods may be called from several threads at once. They raise StoreError (StoreFull when that is
-why), NoSuchShard, IntegrityError. A store whose flush failed has `read_only` True for good and refuses
-every later write with StoreError; it goes on reading.
+why), NoSuchShard, IntegrityError; and InvalidRequest for a header that does not describe the bytes beside
+it. A store whose flush failed says why in `read_only` until it is opened anew, and refuses every later write
+with StoreError; it goes on reading. A closed store refuses everything with StoreError.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,10 @@ class ShardWriter(Protocol):
     """A large shard on its way in. Used by one task at a time; ends with `finish` or `abort`."""
 
     def write(self, chunk: int, piece: Buffer) -> None:
-        """Write the piece of `chunk`; chunks come in order from 0."""
+        """Write the piece of `chunk`; chunks come in order from 0, else LocalProtocolError.
+
+        The piece is taken before it returns. When it raises StoreError, the shard is given up already.
+        """
         ...
 
     def finish(self, header: ShardHeader) -> int:
@@ -88,31 +92,35 @@ class ShardStore(Protocol):
         """Return the piece of a chunk and its stored checksum, unverified: the reader verifies.
 
         Raise NoSuchShard when the shard is not held or has no such chunk, IntegrityError when its header is
-        damaged.
+        damaged, or the piece is cut short or cannot be read.
         """
         ...
 
     def header(self, extent: ExtentId, index: int) -> ShardHeader:
-        """Return what the shard says of itself."""
+        """Return what the shard says of itself; raise NoSuchShard, IntegrityError when it is damaged."""
         ...
 
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
-        """Return the shards that are held of these extents."""
+        """Return the shards that are held of these extents, in the order of `extents`, then of indices."""
         ...
 
     def page(self, after: tuple[ExtentId, int] | None, limit: int) -> list[Holding]:
-        """Return a page of everything held, ordered by (extent, shard index), after that one."""
+        """Return a page of everything held, ordered by (extent, shard index), after that one.
+
+        Damaged shards are listed too, so that they can be dropped by their generation.
+        """
         ...
 
     def drop(self, holdings: Sequence[Holding]) -> list[Holding]:
         """Remove these instances, durably; return those of them that are not held any more.
 
-        An instance with another generation than the one named is left alone and not returned.
+        An instance with another generation than the one named is left alone and not returned. Works on a
+        full disk. When it raises, some may be gone: ask again.
         """
         ...
 
     def usage(self) -> Usage:
-        """Return how full the disk is."""
+        """Return how full the disk is. Cheap enough for every heartbeat."""
         ...
 
     def close(self) -> None:
