@@ -166,13 +166,6 @@ class Ping(Request[Pong]):
 # -- client to app: files in -----------------------------------------------------------------------
 
 
-class Overwrite:
-    """What a put does with a name that exists."""
-
-    REFUSE = "refuse"
-    REPLACE = "replace"
-
-
 @record
 class Condition:
     """What must hold of a name for a change of it: `absent`, or pointing at `version`; neither: anything."""
@@ -268,6 +261,7 @@ class GetOpened(Reply):
     blake3: Digest
     created_ms: int
     metadata: Metadata = ()
+    rebuilt: bool = False
 
 
 @message(20, reply=GetOpened, callers=_CLIENT)
@@ -635,7 +629,3 @@ class ReadPiece(Request[Piece]):
     extent: ExtentId
     index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
     chunk: Annotated[int, Bounds(0, EXTENT_CHUNKS - 1)]
-
-
-Kind = type[Message]
-Handled = TypeVar("Handled", bound=Request[Any])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+from droppexd.errors import LocalProtocolError
 from droppexd.model import Role
 
 Frame = bytes | bytearray | memoryview
@@ -64,12 +65,24 @@ class Channel(Protocol):
         ...
 
     async def ready(self) -> None:
-        """Return once the channel has room for a message: connected, not full. Callers bound it in time."""
+        """Return once the channel has room for a message: connected, not full. Callers bound it in time.
+
+        Raise PeerError when the channel is lost or closed, before or meanwhile.
+        """
         ...
 
     def close(self) -> None:
         """Disconnect and drop what is queued. Idempotent."""
         ...
+
+
+def check_size(frames: Sequence[Frame]) -> None:
+    """Raise LocalProtocolError for a message that no transport would take."""
+    if len(frames) > MAX_FRAMES:
+        raise LocalProtocolError(f"a message of {len(frames)} frames; at most {MAX_FRAMES} are allowed")
+    for frame in frames:
+        if len(frame) > MAX_FRAME_BYTES:
+            raise LocalProtocolError(f"a frame of {len(frame)} bytes; at most {MAX_FRAME_BYTES} are allowed")
 
 
 ListenerCallback = Callable[[Peer, Sequence[Frame]], None]
