@@ -1,1 +1,11 @@
-"""The async client that `droppex`, tests and other programs use."""
+"""The async client that `droppex`, tests and other programs use.
+
+async with open_client("tcp://127.0.0.1:7701", transport, runtime) as client:
+    receipt = await client.put_bytes("folder/name", b"content")
+    content = await client.get_bytes("folder/name")
+"""
+
+from droppexd.client.client import Client, open_client
+from droppexd.client.download import Download
+
+__all__ = ["Client", "Download", "open_client"]

@@ -1,0 +1,225 @@
+"""The client itself: one app, and everything that it can be asked."""
+
+import io
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import BinaryIO
+
+import trio
+
+from droppexd.client.download import Download, Progress
+from droppexd.client.upload import Upload
+from droppexd.errors import DroppexError, InvalidName
+from droppexd.model import (
+    SMALL_SIZE,
+    FileEntry,
+    Layout,
+    Metadata,
+    Receipt,
+    VersionId,
+    normal_name,
+    normal_prefix,
+)
+from droppexd.runtime import Runtime
+from droppexd.wire.messages import (
+    ABSENT,
+    ANYTHING,
+    Condition,
+    Describe,
+    Described,
+    Find,
+    GetClose,
+    GetOpen,
+    GetStatus,
+    List,
+    Listed,
+    R,
+    Remove,
+    Rename,
+    Request,
+    Status,
+)
+from droppexd.wire.rpc import Connections, Terms, open_connections
+from droppexd.wire.transport import Transport
+
+_CLOSE_S = 2.0
+
+
+@asynccontextmanager
+async def open_client(
+    address: str, transport: Transport, runtime: Runtime, *, timeout_s: float = 30.0
+) -> AsyncIterator["Client"]:
+    """Open a client of the app at `address`; `timeout_s` bounds each question about names.
+
+    Nothing is sent before the first call.
+    """
+    async with open_connections(transport, terms=Terms()) as connections:
+        yield Client(address, connections, runtime, timeout_s)
+
+
+class Client:
+    """Files through one app. Names are normalised: one without a folder goes to `files/`.
+
+    Every method raises the errors of `droppexd.errors`: PeerError when the app is unreachable, NotFound,
+    Conflict, InvalidName, NotEnoughShards, IntegrityError.
+    """
+
+    def __init__(self, address: str, connections: Connections, runtime: Runtime, timeout_s: float) -> None:
+        self._address = address
+        self._connections = connections
+        self._runtime = runtime
+        self._timeout_s = timeout_s
+
+    async def connect(self, *, timeout_s: float) -> None:
+        """Return when the app is there. Raise PeerError when it is not, or not in time.
+
+        The other methods connect by themselves, but a put waits for its turn much longer than one waits for an
+        app that may not be there at all.
+        """
+        await self._connections.connect(self._address, timeout_s=timeout_s)
+
+    async def put_file(
+        self,
+        name: str,
+        source: BinaryIO,
+        *,
+        size: int | None = None,
+        condition: Condition = ABSENT,
+        layout: Layout | None = None,
+        metadata: Metadata = (),
+        progress: Progress | None = None,
+    ) -> Receipt:
+        """Store what `source` holds, to its end, and return the receipt. Raise Conflict if the name exists.
+
+        `source` is read in a worker thread; `progress` is told of bytes as they become durable.
+        """
+        upload = self._upload(name, condition, layout, metadata)
+        return await upload.put_file(source, size, progress)
+
+    async def put_bytes(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        condition: Condition = ABSENT,
+        layout: Layout | None = None,
+        metadata: Metadata = (),
+    ) -> Receipt:
+        """Store bytes and return the receipt. Raise Conflict if the name exists."""
+        upload = self._upload(name, condition, layout, metadata)
+        if len(data) <= SMALL_SIZE:
+            return await upload.put_bytes(data)
+        return await upload.put_file(io.BytesIO(data), len(data), None)
+
+    def _upload(self, name: str, condition: Condition, layout: Layout | None, metadata: Metadata) -> Upload:
+        return Upload(
+            self._connections,
+            self._runtime,
+            self._address,
+            name=normal_name(name),
+            condition=condition,
+            layout=layout,
+            metadata=metadata,
+        )
+
+    def open_read(
+        self, name: str, *, start: int = 0, length: int | None = None, version: VersionId | None = None
+    ) -> AbstractAsyncContextManager[Download]:
+        """Open a name, or a part of it, for reading."""
+        return self._open_read(normal_name(name), start, length, version)
+
+    @asynccontextmanager
+    async def _open_read(
+        self, name: str, start: int, length: int | None, version: VersionId | None
+    ) -> AsyncIterator[Download]:
+        request = GetOpen(name=name, start=start, length=length, version=version)
+        info, first = await self._connections.call(self._address, request, timeout_s=self._timeout_s)
+        download = Download(self._connections, self._runtime, self._address, name, info, first)
+        try:
+            yield download
+        finally:
+            await download.aclose()
+            if info.stream:
+                await self._close_read(info.stream)
+
+    async def _close_read(self, stream: int) -> None:
+        with trio.move_on_after(_CLOSE_S, shield=True):
+            try:
+                await self._connections.call(self._address, GetClose(stream=stream), timeout_s=_CLOSE_S)
+            except DroppexError:
+                return  # The app forgets reads that it hears nothing of.
+
+    async def get_bytes(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Return the content of a name, or a part of it."""
+        async with self.open_read(name, start=start, length=length) as download:
+            return b"".join([frame async for frames in download for frame in frames])
+
+    async def get_file(
+        self,
+        name: str,
+        target: BinaryIO,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Download:
+        """Write the content of a name to `target`, in a worker thread, and return what was read.
+
+        Raise IntegrityError when a whole read does not match its BLAKE3: discard what was written then.
+        """
+        async with self.open_read(name, start=start, length=length) as download:
+            await download.write_to(target, progress)
+            return download
+
+    async def list(self, prefix: str = "", *, recursive: bool = False) -> AsyncGenerator[FileEntry, None]:
+        """Yield the names that start with `prefix`, in order, sub-folders folded unless `recursive`."""
+        request = List(prefix=normal_prefix(prefix), recursive=recursive)
+        async with aclosing(self._pages(request)) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def find(self, pattern: str) -> AsyncGenerator[FileEntry, None]:
+        """Yield the names that match a glob pattern, in order. Raise InvalidName when it is not UTF-8."""
+        try:
+            pattern.encode()
+        except UnicodeEncodeError:
+            raise InvalidName("the pattern is not valid UTF-8") from None
+        async with aclosing(self._pages(Find(pattern=pattern))) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def _pages(self, request: List | Find) -> AsyncGenerator[FileEntry, None]:
+        while True:
+            page: Listed = await self._ask(request)
+            for entry in page.entries:
+                yield entry
+            if not page.next:
+                return
+            request = replace(request, after=page.next)
+
+    async def describe(self, name: str) -> Described:
+        """Return all that is known of a file, and where its shards are."""
+        return await self._ask(Describe(name=normal_name(name)))
+
+    async def remove(self, name: str, *, condition: Condition = ANYTHING) -> VersionId:
+        """Remove a name and return the version it pointed at."""
+        changed = await self._ask(Remove(name=normal_name(name), condition=condition))
+        return changed.version
+
+    async def rename(
+        self, source: str, target: str, *, condition: Condition = ABSENT, keep: bool = False
+    ) -> VersionId:
+        """Give a file another name, or with `keep` one more. `condition` is about the target."""
+        request = Rename(
+            source=normal_name(source), target=normal_name(target), condition=condition, keep=keep
+        )
+        return (await self._ask(request)).version
+
+    async def status(self) -> Status:
+        """Return how the cluster is."""
+        return await self._ask(GetStatus())
+
+    async def _ask(self, request: Request[R]) -> R:
+        reply, _ = await self._connections.call(self._address, request, timeout_s=self._timeout_s)
+        return reply

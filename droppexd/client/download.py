@@ -1,0 +1,131 @@
+"""Reading: parts asked for ahead, handed on in order, verified at the end."""
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from droppexd.errors import IntegrityError, RemoteProtocolError
+from droppexd.runtime import Runtime
+from droppexd.wire.messages import GetData, GetOpened, GetPart
+from droppexd.wire.rpc import Connections, Pending
+from droppexd.wire.transport import Frame
+
+PART_S = 120.0
+"""The longest that the app may take over one part."""
+
+_INLINE_SIZE = 64 * 1024
+"""Hashing this much costs less than handing it to a thread."""
+
+Progress = Callable[[int], None]
+"""Told how many more bytes are through."""
+
+
+class Download:
+    """One open read. `info` says what is read; the content comes by iteration, once."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        runtime: Runtime,
+        address: str,
+        name: str,
+        info: GetOpened,
+        first: Sequence[Frame],
+    ) -> None:
+        self.name = name
+        self.info = info
+        self.rebuilt_parts = int(info.rebuilt)
+        """Chunks so far of which a piece had to be rebuilt."""
+        self._connections = connections
+        self._runtime = runtime
+        self._address = address
+        self._first = first
+        self._hash = blake3() if (info.start, info.end) == (0, info.size) else None
+        self._content: AsyncGenerator[Sequence[Frame], None] | None = None
+
+    @property
+    def length(self) -> int:
+        """How many bytes are read in all."""
+        return self.info.end - self.info.start
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Frame]]:
+        """Yield the content as groups of buffers, in order.
+
+        A whole read is verified against the version's BLAKE3: IntegrityError at its end if it differs.
+        """
+        self._content = self._verified_parts()
+        return self._content
+
+    async def aclose(self) -> None:
+        """End an iteration that was left early. Idempotent."""
+        if self._content is not None:
+            await self._content.aclose()
+
+    async def _verified_parts(self) -> AsyncGenerator[Sequence[Frame], None]:
+        async with aclosing(self._parts()) as parts:
+            async for frames in parts:
+                if self._hash is not None:
+                    if sum(map(len, frames)) <= _INLINE_SIZE:
+                        self._update(frames)
+                    else:
+                        await self._runtime.run_blocking(self._update, frames)
+                yield frames
+        self._verify()
+
+    async def write_to(self, target: BinaryIO, progress: Progress | None = None) -> None:
+        """Write the content to a file object, in a worker thread; verify it as iteration does."""
+        async with aclosing(self._parts()) as parts:
+            async for frames in parts:
+                await self._runtime.run_blocking(self._write, frames, target)
+                if progress is not None:
+                    progress(sum(map(len, frames)))
+        self._verify()
+
+    def _write(self, frames: Sequence[Frame], target: BinaryIO) -> None:
+        self._update(frames)
+        for frame in frames:
+            view = memoryview(frame)
+            while view:
+                written = target.write(view)
+                view = view[written:]
+
+    def _update(self, frames: Sequence[Frame]) -> None:
+        if self._hash is not None:
+            for frame in frames:
+                self._hash.update(frame)
+
+    def _verify(self) -> None:
+        if self._hash is not None and self._hash.digest() != self.info.blake3:
+            raise IntegrityError(f"{self.name}: what arrived does not match its BLAKE3; nothing was kept")
+
+    async def _parts(self) -> AsyncGenerator[Sequence[Frame], None]:
+        """Yield the parts in order, with as many asked for ahead as the app gives credit."""
+        left = self.length
+        if not self.info.stream:
+            if sum(map(len, self._first)) != left:
+                raise RemoteProtocolError(f"{self.name}: the app sent another number of bytes than it said")
+            if left:
+                yield self._first
+            return
+        credit = self.info.credit
+        asked = 0
+        pending: deque[Pending[GetData]] = deque()
+        try:
+            while asked < self.info.parts or pending:
+                while asked < self.info.parts and len(pending) < max(1, credit):
+                    request = GetPart(stream=self.info.stream, part=asked)
+                    pending.append(self._connections.begin(self._address, request, timeout_s=PART_S))
+                    asked += 1
+                data, frames = await pending.popleft().answer()
+                credit = data.credit
+                self.rebuilt_parts += data.rebuilt
+                left -= sum(map(len, frames))
+                yield frames
+        finally:
+            for unread in pending:
+                unread.abandon()
+        if left:
+            raise RemoteProtocolError(f"{self.name}: the app sent another number of bytes than it said")

@@ -1,0 +1,453 @@
+"""The app: the front door. Cuts, codes and sends out; fetches, checks, rebuilds what is missing.
+
+It keeps nothing that it cannot relearn: its session and the map come from the master, and a transfer that
+it forgets is one that its client repeats.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import trio
+from blake3 import blake3
+
+from droppexd.errors import IntegrityError, InvalidRequest, PeerBusy, RemoteProtocolError
+from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
+from droppexd.roles.app_download import Download, Reader
+from droppexd.roles.app_session import Registration
+from droppexd.roles.app_upload import Outlets, Upload, Wanted
+from droppexd.roles.budget import Budget, Lease
+from droppexd.roles.master import MasterLink
+from droppexd.roles.suspects import Suspects
+from droppexd.runtime import Runtime
+from droppexd.wire.messages import (
+    Changed,
+    Describe,
+    Done,
+    Find,
+    GetClose,
+    GetData,
+    GetOpen,
+    GetOpened,
+    GetPart,
+    GetStatus,
+    List,
+    Lookup,
+    Ping,
+    Pong,
+    PutAbort,
+    PutChunk,
+    PutOpen,
+    PutOpened,
+    PutProgress,
+    PutSmall,
+    Remove,
+    Rename,
+    Reply,
+    Request,
+    Status,
+    Stored,
+)
+from droppexd.wire.rpc import Answer, Call, Connections, Limits, Service, Terms, open_connections, serve
+from droppexd.wire.transport import Frame, Peer, Transport
+
+log = logging.getLogger("droppex.app")
+
+_MASTER_S = 30.0
+"""How long the app looks for a master on behalf of a caller."""
+
+_IDLE_S = 90.0
+"""A transfer whose client was silent for so long is forgotten."""
+
+_REAP_S = 5.0
+_SMALL_AT_ONCE = 128
+"""Small files in work at once; others wait. More would be refused by the pools, for each of them takes 256
+requests of one app at once, and would be memory that no budget counts."""
+
+_MOST_STREAMS = 1024
+"""Open transfers of all clients together; further ones are told to come later."""
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppSettings:
+    """What an app is told by its operator."""
+
+    name: str
+    layout: Layout | None = None
+    """The layout of new files; None chooses by the number of machines."""
+    buffer_bytes: int = 96 * 1024 * 1024
+    """What all transfers together may hold in memory."""
+    advertise: str = ""
+    """The address that others reach this app at, when it is not the one it binds."""
+    chunk_size: int = CHUNK_SIZE
+
+
+class _Stream(Generic[S]):
+    """An open transfer of one client: the work, its lease of memory, and when it was last heard of."""
+
+    def __init__(self, peer: Peer, work: S, lease: Lease, heard: float) -> None:
+        self.peer = peer
+        self.work = work
+        self.lease = lease
+        self.heard = heard
+        self.active = 0
+        self.arrived = 0
+        self.resources = ExitStack()
+        self._newest_answered = -1
+
+    def credit(self, number: int) -> int:
+        """Return the credit that goes with the answer to request `number` of this stream.
+
+        Work ends in any order, and clients take the answers in theirs. So only an answer that is newer than
+        all before it may lower the credit: after it no client sees an older, higher one.
+        """
+        if number < self._newest_answered:
+            return self.lease.units
+        self._newest_answered = number
+        return self.lease.adjust()
+
+
+class _Streams(Generic[S]):
+    """The open transfers of one direction, by number."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._streams: dict[int, _Stream[S]] = {}
+        self._last = 0
+
+    def add(self, stream: _Stream[S]) -> int:
+        """Enter a stream and return its number; raise PeerBusy when there are too many."""
+        if len(self._streams) >= _MOST_STREAMS:
+            raise PeerBusy("the app has as many transfers open as it takes; try again later")
+        self._last += 1
+        self._streams[self._last] = stream
+        return self._last
+
+    def get(self, number: int, peer: Peer) -> _Stream[S]:
+        """Return the peer's stream; raise InvalidRequest when there is none."""
+        stream = self._streams.get(number)
+        if stream is None or stream.peer.route != peer.route:
+            raise InvalidRequest(f"there is no such {self._what}, or it was silent too long; start again")
+        return stream
+
+    def remove(self, number: int) -> _Stream[S] | None:
+        """Forget a stream and give back what it holds."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            stream.lease.release()
+            stream.resources.close()
+        return stream
+
+    def silent(self, now: float) -> list[int]:
+        """Return the streams that nobody has used for too long."""
+        return [
+            number
+            for number, stream in self._streams.items()
+            if not stream.active and now - stream.heard > _IDLE_S
+        ]
+
+
+class _App:
+    """The handlers of one app."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        registration: Registration,
+        master: MasterLink,
+        runtime: Runtime,
+        settings: AppSettings,
+    ) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._registration = registration
+        self._master = master
+        self._boot_id = runtime.entropy.token(16)
+        suspects = Suspects(runtime.clock)
+        self._outlets = Outlets(
+            connections=connections,
+            registration=registration,
+            master=master,
+            runtime=runtime,
+            suspects=suspects,
+            layout=settings.layout,
+            chunk_size=settings.chunk_size,
+        )
+        self._reader = Reader(connections, registration, master, runtime, suspects)
+        # Coding adds m/k to a chunk; half as much again is the most that a sensible layout adds.
+        self._budget = Budget(max(1, settings.buffer_bytes * 2 // (3 * settings.chunk_size)))
+        self._small = trio.Semaphore(_SMALL_AT_ONCE)
+        self._puts: _Streams[Upload] = _Streams("put")
+        self._gets: _Streams[Download] = _Streams("get")
+
+    def service(self) -> Service:
+        """Return what an app answers."""
+        return Service(
+            handlers={
+                Ping: self.ping,
+                PutSmall: self.put_small,
+                PutOpen: self.put_open,
+                PutChunk: self.put_chunk,
+                PutAbort: self.put_abort,
+                GetOpen: self.get_open,
+                GetPart: self.get_part,
+                GetClose: self.get_close,
+                List: self.list_names,
+                Find: self.pass_on,
+                Describe: self.describe,
+                Remove: self.remove,
+                Rename: self.rename,
+                GetStatus: self.status,
+            },
+            admissions={PutChunk: self.admit_chunk, GetPart: self.admit_part},
+        )
+
+    async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
+        """Say who this is."""
+        return Pong(role="app", name=self._settings.name, boot_id=self._boot_id)
+
+    # -- files in ------------------------------------------------------------------------------
+
+    async def put_small(self, _call: Call, request: PutSmall, body: Sequence[Frame]) -> Answer:
+        """Store a whole small file at once."""
+        data = body[0] if body else b""
+        wanted = Wanted(
+            name=normal_name(request.name),
+            condition=request.condition,
+            layout=request.layout,
+            metadata=request.metadata,
+            size=len(data),
+        )
+        if blake3(data).digest() != request.blake3:
+            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
+        await self._begin_small()
+        try:
+            with self._registration.session.work() as ids:
+                upload = Upload(self._outlets, wanted, ids)
+                if data:
+                    await upload.send_chunk(0, data, last=True)
+                return Stored(receipt=await upload.finish(request.blake3))
+        finally:
+            self._small.release()
+
+    async def _begin_small(self) -> None:
+        """Wait for a turn among the small files, at no cost when there is room."""
+        try:
+            self._small.acquire_nowait()
+        except trio.WouldBlock:
+            await self._small.acquire()
+
+    async def put_open(self, call: Call, request: PutOpen, _body: Sequence[Frame]) -> Answer:
+        """Begin a put; wait for memory if all of it is in use."""
+        wanted = Wanted(
+            name=normal_name(request.name),
+            condition=request.condition,
+            layout=request.layout,
+            metadata=request.metadata,
+            size=request.size,
+        )
+        with ExitStack() as undo:
+            ids = undo.enter_context(self._registration.session.work())
+            upload = Upload(self._outlets, wanted, ids)
+            lease = await self._budget.lease()
+            undo.callback(lease.release)
+            stream = _Stream(call.peer, upload, lease, self._runtime.clock.now())
+            number = self._puts.add(stream)
+            stream.resources = undo.pop_all()
+        return PutOpened(stream=number, credit=lease.units, chunk_size=self._settings.chunk_size)
+
+    def admit_chunk(self, peer: Peer, request: PutChunk, _body: Sequence[Frame]) -> object:
+        """Hold a put to the order of its chunks and to its credit."""
+        stream = self._puts.get(request.stream, peer)
+        if request.sequence != stream.arrived:
+            raise RemoteProtocolError(f"chunk {request.sequence} came where {stream.arrived} was due")
+        if stream.active >= stream.lease.units:
+            raise RemoteProtocolError("more chunks came than credit was given")
+        stream.arrived += 1
+        stream.active += 1
+        return stream
+
+    async def put_chunk(self, call: Call, request: PutChunk, body: Sequence[Frame]) -> Answer:
+        """Take one chunk; after the last, commit."""
+        stream: Any = call.ticket
+        upload: Upload = stream.work
+        finished = request.last
+        receipt: Receipt | None = None
+        try:
+            await upload.send_chunk(request.sequence, body[0] if body else b"", last=request.last)
+            if request.last:
+                receipt = await upload.finish(request.blake3)
+        except BaseException:
+            finished = True
+            await upload.abort()
+            raise
+        finally:
+            stream.active -= 1
+            stream.heard = self._runtime.clock.now()
+            if finished:
+                self._puts.remove(request.stream)
+        return PutProgress(credit=stream.credit(request.sequence) if receipt is None else 0, receipt=receipt)
+
+    async def put_abort(self, call: Call, request: PutAbort, _body: Sequence[Frame]) -> Answer:
+        """Give up a put."""
+        stream = self._puts.get(request.stream, call.peer)
+        self._puts.remove(request.stream)
+        await stream.work.abort()
+        return Done()
+
+    # -- files out -----------------------------------------------------------------------------
+
+    async def get_open(self, call: Call, request: GetOpen, _body: Sequence[Frame]) -> Answer:
+        """Begin a read; a small one is answered at once."""
+        lookup = Lookup(name=normal_name(request.name), version=request.version)
+        found = await self._reader.look_up(lookup)
+        download = Download(self._reader, found, request.start, request.length)
+        opened = GetOpened(
+            stream=0,
+            credit=0,
+            version=found.version.id,
+            size=found.version.size,
+            start=download.start,
+            end=download.end,
+            parts=download.parts,
+            blake3=found.version.blake3,
+            created_ms=found.version.created_ms,
+            metadata=found.version.metadata,
+        )
+        if download.parts <= 1 and download.end - download.start <= SMALL_SIZE:
+            if not download.parts:
+                return opened
+            await self._begin_small()
+            try:
+                frames, rebuilt = await download.read_part(0)
+            finally:
+                self._small.release()
+            return replace(opened, rebuilt=rebuilt), frames
+        lease = await self._budget.lease()
+        stream = _Stream(call.peer, download, lease, self._runtime.clock.now())
+        try:
+            number = self._gets.add(stream)
+        except PeerBusy:
+            lease.release()
+            raise
+        return replace(opened, stream=number, credit=lease.units)
+
+    def admit_part(self, peer: Peer, request: GetPart, _body: Sequence[Frame]) -> object:
+        """Hold a read to its credit, and number its requests in the order in which they arrive."""
+        stream = self._gets.get(request.stream, peer)
+        if stream.active >= stream.lease.units:
+            raise RemoteProtocolError("more parts were asked for than credit was given")
+        stream.arrived += 1
+        stream.active += 1
+        return stream, stream.arrived
+
+    async def get_part(self, call: Call, request: GetPart, _body: Sequence[Frame]) -> Answer:
+        """Send one part of an open read."""
+        ticket: Any = call.ticket
+        stream, number = ticket
+        try:
+            frames, rebuilt = await stream.work.read_part(request.part)
+        finally:
+            stream.active -= 1
+            stream.heard = self._runtime.clock.now()
+        return GetData(credit=stream.credit(number), rebuilt=rebuilt), frames
+
+    async def get_close(self, call: Call, request: GetClose, _body: Sequence[Frame]) -> Answer:
+        """End a read."""
+        self._gets.get(request.stream, call.peer)
+        self._gets.remove(request.stream)
+        return Done()
+
+    # -- names ---------------------------------------------------------------------------------
+
+    async def pass_on(self, _call: Call, request: Request[Any], _body: Sequence[Frame]) -> Answer:
+        """Hand a question on to the master."""
+        answer: Reply = await self._master.call(request, timeout_s=_MASTER_S)
+        return answer
+
+    async def list_names(self, call: Call, request: List, body: Sequence[Frame]) -> Answer:
+        """List names."""
+        return await self.pass_on(call, replace(request, prefix=normal_prefix(request.prefix)), body)
+
+    async def describe(self, call: Call, request: Describe, body: Sequence[Frame]) -> Answer:
+        """Describe one file."""
+        return await self.pass_on(call, Describe(name=normal_name(request.name)), body)
+
+    async def remove(self, _call: Call, request: Remove, _body: Sequence[Frame]) -> Answer:
+        """Remove a name, under an operation id so that asking again does no harm."""
+        return await self._change(
+            lambda operation: replace(request, name=normal_name(request.name), operation=operation)
+        )
+
+    async def rename(self, _call: Call, request: Rename, _body: Sequence[Frame]) -> Answer:
+        """Give a file another name, or one more."""
+        source, target = normal_name(request.source), normal_name(request.target)
+        return await self._change(
+            lambda operation: replace(request, source=source, target=target, operation=operation)
+        )
+
+    async def _change(self, request_of: Callable[[Any], Request[Changed]]) -> Changed:
+        with self._registration.session.work() as ids:
+            return await self._master.call(request_of(ids.operation()), timeout_s=_MASTER_S)
+
+    async def status(self, _call: Call, request: GetStatus, _body: Sequence[Frame]) -> Answer:
+        """Tell how the cluster is."""
+        answer: Status = await self._master.call(request, timeout_s=_MASTER_S)
+        return answer
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    async def reap(self) -> None:
+        """Forget transfers whose clients have gone, for ever."""
+        while True:
+            await trio.sleep(_REAP_S)
+            now = self._runtime.clock.now()
+            for number in self._gets.silent(now):
+                self._gets.remove(number)
+            for number in self._puts.silent(now):
+                stream = self._puts.remove(number)
+                if stream is not None:
+                    log.info("put given up: its client was silent for %g s", _IDLE_S)
+                    await stream.work.abort()
+
+
+async def serve_app(
+    *,
+    transport: Transport,
+    address: str,
+    controllers: Sequence[str],
+    runtime: Runtime,
+    settings: AppSettings,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run an app until cancelled. Started, with its address, once a master has registered it.
+
+    The transport is the caller's; everything else that the app opens ends with it.
+    """
+    terms = Terms()
+    async with open_connections(transport, terms=terms) as connections:
+        master = MasterLink(connections, controllers, runtime)
+        registration = Registration(master, runtime)
+        app = _App(connections, registration, master, runtime, settings)
+        async with trio.open_nursery() as nursery:
+            listener = await nursery.start(_serve, transport, address, app.service(), terms)
+            await registration.open(settings.advertise or listener.address)
+            nursery.start_soon(registration.run)
+            nursery.start_soon(app.reap)
+            task_status.started(listener.address)
+
+
+async def _serve(
+    transport: Transport, address: str, service: Service, terms: Terms, task_status: trio.TaskStatus[Any]
+) -> None:
+    await serve(
+        transport, address, service, terms=terms, limits=Limits(drain_s=_DRAIN_S), task_status=task_status
+    )
+
+
+_DRAIN_S = 3.0
+"""Transfers that run when the app is told to stop get this long."""

@@ -1,0 +1,383 @@
+"""One read: k data pieces of each chunk, handed on as they are; parity only when something is wrong.
+
+A piece that is missing, wrong or late is replaced by another of its extent, and the chunk is rebuilt from
+any k. Every piece is verified against its checksum before a byte of it is handed on.
+"""
+
+import logging
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import trio
+
+from droppexd.coding import piece_checksum, rebuild_pieces
+from droppexd.errors import (
+    DroppexError,
+    IntegrityError,
+    InvalidRequest,
+    NoSuchShard,
+    NotEnoughShards,
+    NotFound,
+    PeerError,
+    StaleRead,
+)
+from droppexd.model import MISSING, Extent, PoolInfo, chunk_count, chunk_length, piece_size
+from droppexd.roles.app_session import Registration
+from droppexd.roles.master import MasterLink
+from droppexd.roles.suspects import Suspects
+from droppexd.runtime import Clock, Runtime
+from droppexd.wire.messages import Found, Lookup, Piece, ReadPiece
+from droppexd.wire.rpc import Connections, Pending
+from droppexd.wire.transport import Frame
+
+log = logging.getLogger("droppex.app")
+
+LOOKUP_S = 10.0
+CONNECT_S = 2.0
+PIECE_S = 20.0
+"""A read of one piece that takes longer is a failure."""
+
+_LATE_FACTOR = 3.0
+"""A piece is late when it takes this many times the usual."""
+_LATE_LEAST_S = 0.1
+"""Below this, lateness is noise of the scheduler."""
+_EXTRA_SHARE = 0.05
+"""Extra reads for late pieces are at most this share of all reads..."""
+_EXTRA_BURST = 8.0
+"""...after this many, so that the first slow pool is met at once."""
+_INLINE_SIZE = 64 * 1024
+"""Rebuilding this much costs less than handing it to a thread."""
+
+
+class Pace:
+    """How long reads take, and how many extra ones are allowed. Shared by all reads of an app."""
+
+    def __init__(self) -> None:
+        self._usual_s = _LATE_LEAST_S
+        self._extra = _EXTRA_BURST
+
+    @property
+    def late_s(self) -> float:
+        """After how long a read is late."""
+        return max(_LATE_LEAST_S, _LATE_FACTOR * self._usual_s)
+
+    def note(self, seconds: float) -> None:
+        """Take a finished read into account."""
+        self._usual_s += (seconds - self._usual_s) / 32
+        self._extra = min(_EXTRA_BURST, self._extra + _EXTRA_SHARE)
+
+    def take_extra(self) -> bool:
+        """Allow one extra read, if the share is not used up."""
+        if self._extra < 1:
+            return False
+        self._extra -= 1
+        return True
+
+
+class Reader:
+    """Reads pieces and rebuilds chunks for one app."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        registration: Registration,
+        master: MasterLink,
+        runtime: Runtime,
+        suspects: Suspects,
+    ) -> None:
+        self._connections = connections
+        self._registration = registration
+        self._master = master
+        self._runtime = runtime
+        self._suspects = suspects
+        self._pace = Pace()
+
+    async def look_up(self, request: Lookup) -> Found:
+        """Ask the master what a name points at."""
+        return await self._master.call(request, timeout_s=LOOKUP_S)
+
+    async def read(self, extent: Extent, chunk: int, start: int, end: int) -> tuple[list[Frame], bool]:
+        """Return the bytes [start, end) of a chunk as frames, and whether anything had to be rebuilt.
+
+        Raise NotEnoughShards, naming what is missing and why, when fewer than k pieces can be had.
+        """
+        k = extent.layout.k
+        length = chunk_length(extent.size, extent.chunk_size, chunk)
+        each = piece_size(length, k)
+        wanted = range(start // each, (end - 1) // each + 1)
+        fetch = _Fetch(
+            connections=self._connections,
+            registration=self._registration,
+            pace=self._pace,
+            suspects=self._suspects,
+            clock=self._runtime.clock,
+            extent=extent,
+            chunk=chunk,
+            wanted=wanted,
+        )
+        pieces = await fetch.run()
+        lost = [index for index in wanted if index not in pieces]
+        if lost:
+            if each * k <= _INLINE_SIZE:
+                rebuilt = rebuild_pieces(extent.layout, pieces, lost)
+            else:
+                rebuilt = await self._runtime.run_blocking(rebuild_pieces, extent.layout, pieces, lost)
+            pieces.update(rebuilt)
+        frames: list[Frame] = []
+        for index in wanted:
+            low = max(start - index * each, 0)
+            high = min(end - index * each, each)
+            piece = pieces[index]
+            frames.append(piece if (low, high) == (0, len(piece)) else memoryview(piece)[low:high])
+        return frames, bool(lost)
+
+
+class _Fetch:
+    """The pieces of one chunk: the wanted ones, or any k of them."""
+
+    def __init__(
+        self,
+        *,
+        connections: Connections,
+        registration: Registration,
+        pace: Pace,
+        suspects: Suspects,
+        clock: Clock,
+        extent: Extent,
+        chunk: int,
+        wanted: Sequence[int],
+    ) -> None:
+        self._connections = connections
+        self._pace = pace
+        self._suspects = suspects
+        self._clock = clock
+        self._extent = extent
+        self._chunk = chunk
+        self._wanted = wanted
+        self._size = piece_size(chunk_length(extent.size, extent.chunk_size, chunk), extent.layout.k)
+        self._pieces: dict[int, Frame] = {}
+        self._failures: dict[int, str] = {}
+        self._pools: dict[int, PoolInfo] = {}
+        view = registration.view
+        for index, number in enumerate(extent.pools):
+            pool = view.pool(number)
+            if number == MISSING or pool is None:
+                self._failures[index] = "missing" if number == MISSING else f"pool {number} is unknown"
+            elif not pool.readable and not self._connections.connected(pool.address):
+                self._failures[index] = f"{pool.name} is {pool.state}"
+            else:
+                self._pools[index] = pool
+
+    async def run(self) -> dict[int, Frame]:
+        """Return pieces by shard index: all that are wanted, or else at least k."""
+        late = await self._fetch_alone()
+        if not self._enough():
+            await self._fetch_side_by_side(late)
+        if not self._enough():
+            raise NotEnoughShards(
+                f"extent {self._extent.id}: only {len(self._pieces)} of the {self._extent.layout.k} shards "
+                f"that are needed can be read",
+                [
+                    f"extent {self._extent.id} shard {index}: {why}"
+                    for index, why in sorted(self._failures.items())
+                ],
+            )
+        return self._pieces
+
+    def _sources(self) -> list[int]:
+        """Return the shards worth asking for, the best first: wanted, then data, then parity, suspects last."""
+        wanted = self._wanted
+        return sorted(
+            (index for index in self._pools if index not in self._failures and index not in self._pieces),
+            key=lambda index: (
+                self._extent.pools[index] in self._suspects,
+                index not in wanted,
+                index,
+            ),
+        )
+
+    def _enough(self) -> bool:
+        return len(self._pieces) >= self._extent.layout.k or all(
+            index in self._pieces for index in self._wanted
+        )
+
+    async def _fetch_alone(self) -> dict[int, Pending[Piece]]:
+        """Fetch the one piece that is wanted, the common case of small files, without a task of its own.
+
+        Return the read that is late, if it is.
+        """
+        best = self._sources()[:1]
+        if len(self._wanted) != 1 or best != list(self._wanted):
+            return {}
+        index = best[0]
+        if not self._connections.connected(self._pools[index].address):
+            return {}
+        pending = self._begin(index)
+        if pending is None:
+            return {}
+        started = self._clock.now()
+        if not await pending.settled(self._pace.late_s):
+            return {index: pending}
+        await self._finish(index, pending, started)
+        return {}
+
+    async def _fetch_side_by_side(self, late: dict[int, Pending[Piece]]) -> None:
+        """Fetch until there is enough; start another read for each that fails or is late."""
+        k = self._extent.layout.k
+        queue = [index for index in self._sources() if index not in late]
+        missing = [index for index in self._wanted if index not in self._pieces and index not in late]
+        first = queue[: len(missing)]
+        if sorted(first) != missing:
+            first = queue[: max(0, k - len(self._pieces) - len(late))]
+        spare = queue[len(first) :]
+        running: dict[int, None] = {}
+        slow: set[int] = set()
+        finished = trio.Event()
+
+        async def one(index: int) -> None:
+            await self._fetch(index, late.get(index))
+            del running[index]
+            finished.set()
+
+        async with trio.open_nursery() as nursery:
+
+            def start(indexes: Sequence[int]) -> None:
+                for index in indexes:
+                    running[index] = None
+                    nursery.start_soon(one, index)
+
+            start([*late, *first])
+            patience_s = 0.0 if late else self._pace.late_s
+            while not self._enough():
+                if not all(index in self._pieces or index in running for index in self._wanted):
+                    short = max(0, k - len(self._pieces) - len(running))
+                    start(spare[:short])
+                    del spare[:short]
+                if not running:
+                    break
+                finished = trio.Event()
+                with trio.move_on_after(patience_s) as waiting:
+                    await finished.wait()
+                if waiting.cancelled_caught:
+                    patience_s = self._pace.late_s
+                    waited_for = tuple(running)
+                    for _ in range(k - len(self._pieces)):
+                        if spare and self._pace.take_extra():
+                            slow.update(waited_for)
+                            start([spare.pop(0)])
+            for index in slow.intersection(running):
+                self._suspects.add(self._extent.pools[index])
+            nursery.cancel_scope.cancel()
+
+    def _begin(self, index: int) -> Pending[Piece] | None:
+        """Send the request for one piece, or note why that is not possible."""
+        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunk)
+        try:
+            return self._connections.begin(self._pools[index].address, request, timeout_s=PIECE_S)
+        except PeerError as error:
+            self._unreachable(index, error)
+            return None
+
+    def _unreachable(self, index: int, error: PeerError) -> None:
+        pool = self._pools[index]
+        self._suspects.add(pool.number)
+        self._failures[index] = f"{pool.name}: {error}"
+
+    async def _fetch(self, index: int, pending: Pending[Piece] | None) -> None:
+        """Fetch one piece; a failure becomes a note, for parity is there for it."""
+        started = self._clock.now()
+        if pending is None:
+            address = self._pools[index].address
+            try:
+                await self._connections.connect(address, timeout_s=CONNECT_S)
+            except PeerError as error:
+                self._unreachable(index, error)
+                return
+            pending = self._begin(index)
+        if pending is not None:
+            await self._finish(index, pending, started)
+
+    async def _finish(self, index: int, pending: Pending[Piece], started: float) -> None:
+        """Wait for one piece and verify it."""
+        extent, pool = self._extent, self._pools[index]
+        try:
+            reply, body = await pending.answer()
+            if len(body) != 1 or len(body[0]) != self._size:
+                raise IntegrityError("a piece of the wrong size")
+            found = piece_checksum(extent.id, extent.layout, index, self._chunk, body[0])
+            if found != reply.checksum:
+                raise IntegrityError("the bytes do not match their checksum")
+        except NoSuchShard:
+            self._failures[index] = f"not on {pool.name}"
+        except PeerError as error:
+            self._unreachable(index, error)
+        except DroppexError as error:
+            log.warning("shard unreadable extent=%s shard=%d pool=%s: %s", extent.id, index, pool.name, error)
+            self._failures[index] = f"{pool.name}: {error}"
+        else:
+            self._pace.note(self._clock.now() - started)
+            self._pieces[index] = body[0]
+
+
+class Download:
+    """One open read of a version: its parts are its chunks, cut to the range that was asked for."""
+
+    def __init__(self, reader: Reader, found: Found, start: int, length: int | None) -> None:
+        size = found.version.size
+        if start > size:
+            raise InvalidRequest(f"the range starts at {start}, behind the end at {size}")
+        self.found = found
+        self.start = start
+        self.end = size if length is None else min(size, start + length)
+        self._reader = reader
+        self._place(found)
+        first, last = self._part_of(self.start), self._part_of(self.end - 1)
+        self._first_part = first
+        self.parts = last - first + 1 if self.end > self.start else 0
+
+    def _place(self, found: Found) -> None:
+        extents = found.extents
+        self._offsets = [0, *accumulate(extent.size for extent in extents)]
+        self._parts = [0, *accumulate(chunk_count(extent.size, extent.chunk_size) for extent in extents)]
+
+    def _part_of(self, offset: int) -> int:
+        """Return the number of the chunk, counted over the whole file, that holds this byte."""
+        if not self.found.extents or offset < 0:
+            return 0
+        at = min(bisect_right(self._offsets, offset) - 1, len(self.found.extents) - 1)
+        return self._parts[at] + (offset - self._offsets[at]) // self.found.extents[at].chunk_size
+
+    async def read_part(self, part: int) -> tuple[list[Frame], bool]:
+        """Return the frames of a part, and whether anything had to be rebuilt.
+
+        Raise NotEnoughShards, or StaleRead when the version has gone meanwhile.
+        """
+        if not 0 <= part < self.parts:
+            raise InvalidRequest(f"part {part} of a read with {self.parts} parts")
+        try:
+            return await self._read_chunk(self._first_part + part)
+        except NotEnoughShards as error:
+            found = await self._look_again(error)
+            if found.extents == self.found.extents:
+                raise
+            self.found = found
+        return await self._read_chunk(self._first_part + part)
+
+    async def _look_again(self, error: NotEnoughShards) -> Found:
+        """Ask for the version once more: its shards may have moved, or it may be gone."""
+        request = Lookup(name=self.found.name, version=self.found.version.id)
+        try:
+            return await self._reader.look_up(request)
+        except NotFound:
+            raise StaleRead(f"{self.found.name} was removed or replaced while it was read") from error
+
+    async def _read_chunk(self, number: int) -> tuple[list[Frame], bool]:
+        at = bisect_right(self._parts, number) - 1
+        extent = self.found.extents[at]
+        chunk = number - self._parts[at]
+        offset = self._offsets[at] + chunk * extent.chunk_size
+        length = chunk_length(extent.size, extent.chunk_size, chunk)
+        start = max(self.start - offset, 0)
+        end = min(self.end - offset, length)
+        return await self._reader.read(extent, chunk, start, end)

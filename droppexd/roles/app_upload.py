@@ -1,0 +1,441 @@
+"""One put: chunks in, coded, sent out to pools, and in the end one commit at the master.
+
+A chunk is answered when each of its pieces is with its pool, or the pool was given up. The last piece of
+an extent is answered only after the pool has flushed the shard, so a commit names only durable shards.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+from blake3 import blake3
+
+from droppexd.coding import EncodedChunk, encode_chunk
+from droppexd.errors import (
+    DroppexError,
+    IntegrityError,
+    InvalidRequest,
+    NotEnoughShards,
+    PeerError,
+    RemoteProtocolError,
+)
+from droppexd.model import (
+    CHUNK_SIZE,
+    EXTENT_CHUNKS,
+    MAX_EXTENTS,
+    MISSING,
+    SMALL_SIZE,
+    Extent,
+    ExtentId,
+    Layout,
+    Metadata,
+    Receipt,
+    Version,
+    VersionId,
+)
+from droppexd.placement import choose_layout, small_layout, writable_layout
+from droppexd.roles.app_session import Ids, MapView, Registration
+from droppexd.roles.master import MasterLink
+from droppexd.roles.ordered import Turns
+from droppexd.roles.suspects import Suspects
+from droppexd.runtime import Runtime
+from droppexd.wire.messages import AbortShard, Commit, Condition, PieceWritten, WritePiece
+from droppexd.wire.rpc import Connections, Pending
+from droppexd.wire.transport import Frame
+
+log = logging.getLogger("droppex.app")
+
+CONNECT_S = 2.0
+"""A pool that does not take a connection in this time is passed over."""
+
+STALL_S = 5.0
+"""A pool that makes no progress for so long while others do is given up."""
+
+PIECE_S = 120.0
+"""The longest that a piece may take when every pool is slow: backpressure, not failure."""
+
+COMMIT_S = 60.0
+ABORT_S = 2.0
+
+_INLINE_SIZE = 64 * 1024
+"""Coding this much costs less than handing it to a thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlets:
+    """What every upload of an app works with."""
+
+    connections: Connections
+    registration: Registration
+    master: MasterLink
+    runtime: Runtime
+    suspects: Suspects
+    layout: Layout | None
+    chunk_size: int = CHUNK_SIZE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the caller asked to be stored."""
+
+    name: str
+    condition: Condition
+    layout: Layout | None
+    metadata: Metadata
+    size: int | None
+    """None when it is not known yet."""
+
+
+class _Target:
+    """One shard of the extent that is being sent, and the pool that gets it."""
+
+    __slots__ = ("address", "boot_id", "failure", "heard", "index", "pool")
+
+    def __init__(self, index: int, pool: int, address: str) -> None:
+        self.index = index
+        self.pool = pool
+        self.address = address
+        self.boot_id = b""
+        self.failure = ""
+        self.heard = 0.0
+        """When the pool last took a connection or a piece."""
+
+
+class _ExtentUpload:
+    """The extent that is being sent."""
+
+    def __init__(self, extent: ExtentId, layout: Layout, targets: Sequence[_Target]) -> None:
+        self.id = extent
+        self.layout = layout
+        self.targets = list(targets)
+        self.size = 0
+        self.chunks = 0
+        self.opened = trio.Event()
+
+    @property
+    def alive(self) -> list[_Target]:
+        return [target for target in self.targets if target.pool != MISSING]
+
+    def record(self, chunk_size: int) -> Extent:
+        """Return the record of what is with the pools now."""
+        return Extent(
+            id=self.id,
+            layout=self.layout,
+            size=self.size,
+            chunk_size=chunk_size,
+            pools=tuple(target.pool for target in self.targets),
+        )
+
+
+class Upload:
+    """One put, from its first chunk to its commit or abort."""
+
+    def __init__(self, outlets: Outlets, wanted: Wanted, ids: Ids) -> None:
+        self._outlets = outlets
+        self._wanted = wanted
+        self._ids = ids
+        self._version: VersionId = ids.version()
+        self._hash = blake3()
+        self._size = 0
+        self._extents: list[_ExtentUpload] = []
+        self._turns = Turns()
+        self._unsettled = 0
+        self._all_settled = trio.Event()
+        self._note = ""
+        self._view: MapView = outlets.registration.view
+        self._trusting = False
+        self._layout = self._choose_layout()
+        self._avoid: set[int] = set()  # Pools that failed this upload; membership only, never iterated.
+
+    def _choose_layout(self) -> Layout:
+        wanted = self._wanted
+        layout = choose_layout(self._view.map.pools, wanted.layout or self._outlets.layout)
+        if wanted.layout is None and wanted.size is not None and wanted.size <= SMALL_SIZE:
+            layout = small_layout(layout)
+        takers = [pool.number for pool in self._view.map.pools if pool.writable]
+        trusted = [number for number in takers if number not in self._outlets.suspects]
+        try:
+            layout, self._note = writable_layout(layout, len(trusted))
+        except NotEnoughShards:
+            # Better to try pools that failed a moment ago than to refuse.
+            layout, self._note = writable_layout(layout, len(takers))
+            self._trusting = True
+        return layout
+
+    async def send_chunk(self, sequence: int, data: Frame, *, last: bool) -> None:
+        """Code and send one chunk; return when its pieces are with the pools.
+
+        Raise NotEnoughShards when fewer than k+1 shards of an extent can still become durable.
+        """
+        self._unsettled += 1
+        try:
+            await self._turns.wait(sequence)
+            extent, sent = await self._code_and_send(data, last=last)
+            self._turns.pass_on()
+            await self._settle(extent, sent)
+        except BaseException as error:
+            # Chunks behind this one must not wait for a turn that never comes.
+            self._turns.break_off(
+                error if isinstance(error, DroppexError) else PeerError("the upload was given up")
+            )
+            for started in self._extents:
+                started.opened.set()
+            raise
+        finally:
+            self._unsettled -= 1
+            if not self._unsettled:
+                self._all_settled.set()
+
+    async def _code_and_send(self, data: Frame, *, last: bool) -> tuple[_ExtentUpload, "_Sent"]:
+        chunk_size = self._outlets.chunk_size
+        if not data or len(data) > chunk_size or (len(data) < chunk_size and not last):
+            raise RemoteProtocolError(f"a chunk of {len(data)} bytes; all but the last have {chunk_size}")
+        if not self._extents or self._extents[-1].chunks == EXTENT_CHUNKS:
+            self._extents.append(self._new_extent())
+        extent = self._extents[-1]
+        chunk = extent.chunks
+        extent.chunks += 1
+        extent.size += len(data)
+        self._size += len(data)
+        if len(data) <= _INLINE_SIZE:
+            encoded = self._hash_and_encode(extent, chunk, data)
+        else:
+            encoded = await self._outlets.runtime.run_blocking(self._hash_and_encode, extent, chunk, data)
+        if chunk == 0:
+            await self._connect(extent)
+        else:
+            await extent.opened.wait()
+            self._turns.check()
+        now = self._outlets.runtime.clock.now()
+        sent = _Sent(chunk, encoded, last=last or extent.chunks == EXTENT_CHUNKS, at=now)
+        for target in extent.alive:
+            self._send_piece(extent, target, sent)
+        return extent, sent
+
+    def _hash_and_encode(self, extent: _ExtentUpload, chunk: int, data: Frame) -> EncodedChunk:
+        self._hash.update(data)
+        return encode_chunk(extent.id, extent.layout, chunk, data)
+
+    def _new_extent(self) -> _ExtentUpload:
+        if len(self._extents) == MAX_EXTENTS:
+            raise InvalidRequest("the file is too large: at most 4 TiB are allowed")
+        self._view = self._outlets.registration.view
+        extent_id = self._ids.extent()
+        numbers = self._view.placement.choose(extent_id, self._layout, self._usable)
+        return _ExtentUpload(
+            extent_id,
+            self._layout,
+            [_Target(index, number, self._address(number)) for index, number in enumerate(numbers)],
+        )
+
+    def _usable(self, number: int) -> bool:
+        if not self._view.writable(number) or number in self._avoid:
+            return False
+        return self._trusting or number not in self._outlets.suspects
+
+    def _address(self, number: int) -> str:
+        pool = self._view.pool(number)
+        return pool.address if pool is not None else ""
+
+    async def _connect(self, extent: _ExtentUpload) -> None:
+        """Connect to the pools of an extent; those that do not answer are replaced or missing."""
+        missing = [
+            target for target in extent.alive if not self._outlets.connections.connected(target.address)
+        ]
+        if missing:
+            async with trio.open_nursery() as nursery:
+                for target in missing:
+                    nursery.start_soon(self._connect_one, target)
+        for target in extent.alive:
+            if target.failure:
+                await self._replace(extent, target)
+
+    async def _connect_one(self, target: _Target) -> None:
+        try:
+            await self._outlets.connections.connect(target.address, timeout_s=CONNECT_S)
+        except PeerError as error:
+            target.failure = str(error)
+        else:
+            target.heard = self._outlets.runtime.clock.now()
+
+    async def _replace(self, extent: _ExtentUpload, target: _Target) -> bool:
+        """Give the shard to another pool that can be reached, while none of it was sent yet."""
+        while True:
+            self._give_up(extent, target, target.failure)
+            taken = {other.pool for other in extent.targets}
+            spare = next(
+                (
+                    number
+                    for number in self._view.placement.order(extent.id, extent.layout)
+                    if number not in taken and self._usable(number)
+                ),
+                None,
+            )
+            if spare is None:
+                return False
+            target.pool, target.address, target.failure = spare, self._address(spare), ""
+            await self._connect_one(target)
+            if not target.failure:
+                return True
+
+    def _send_piece(self, extent: _ExtentUpload, target: _Target, sent: "_Sent") -> None:
+        request = WritePiece(
+            extent=extent.id,
+            index=target.index,
+            layout=extent.layout,
+            chunk=sent.chunk,
+            chunk_size=self._outlets.chunk_size,
+            checksum=sent.encoded.checksums[target.index],
+            boot_id=target.boot_id,
+            incarnation=self._view.map.incarnation,
+            version=self._version,
+            last=sent.last,
+            size=extent.size if sent.last else 0,
+            name=self._wanted.name if sent.chunk == 0 else "",
+        )
+        piece = sent.encoded.pieces[target.index]
+        try:
+            pending = self._outlets.connections.begin(target.address, request, (piece,), timeout_s=PIECE_S)
+        except PeerError as error:
+            target.failure = str(error)
+        else:
+            sent.pending[target.index] = pending
+
+    async def _settle(self, extent: _ExtentUpload, sent: "_Sent") -> None:
+        """Wait for the answers to one chunk; give up pools that failed, or replace them at the start."""
+        await self._await_answers(extent, sent)
+        if sent.chunk == 0:
+            for target in extent.alive:
+                while target.failure and await self._replace(extent, target):
+                    self._send_piece(extent, target, sent)
+                    await self._await_answers(extent, sent)
+            extent.opened.set()
+        for target in extent.alive:
+            if target.failure:
+                self._give_up(extent, target, target.failure)
+        if len(extent.alive) < extent.layout.least:
+            self._turns.check()  # What broke the upload off is the reason, not what came of it.
+            raise NotEnoughShards(
+                f"only {len(extent.alive)} of the {extent.layout.total} pools of {extent.layout} took "
+                f"their shard; at least {extent.layout.least} are needed for a write that survives a loss",
+                [f"shard {t.index}: {t.failure}" for t in extent.targets if t.pool == MISSING],
+            )
+
+    async def _await_answers(self, extent: _ExtentUpload, sent: "_Sent") -> None:
+        for target in extent.targets:
+            pending = sent.pending.get(target.index)
+            if pending is None:
+                continue
+            if not pending.done:
+                await self._settled_or_stalled(target, pending, sent)
+            del sent.pending[target.index]
+            try:
+                if pending.done:
+                    reply, _ = await pending.answer()
+                else:
+                    pending.abandon()
+                    raise PeerError(f"no progress for {STALL_S:g} s while other pools made some")
+            except DroppexError as error:
+                target.failure = f"{target.address}: {error}"
+            else:
+                sent.written += 1
+                self._note_written(target, reply)
+
+    async def _settled_or_stalled(
+        self, target: _Target, pending: Pending[PieceWritten], sent: "_Sent"
+    ) -> None:
+        """Wait for an answer for as long as its pool gets on, or the others do not either."""
+        clock = self._outlets.runtime.clock
+
+        def patience_s() -> float:
+            return max(sent.at, target.heard) + STALL_S - clock.now()
+
+        wait_s = max(0.0, patience_s())
+        while not await pending.settled(wait_s):
+            wait_s = patience_s()
+            if wait_s > 0:
+                continue
+            if sent.written or any(other.done for other in sent.pending.values()):
+                return
+            wait_s = STALL_S
+
+    def _note_written(self, target: _Target, reply: PieceWritten) -> None:
+        target.heard = self._outlets.runtime.clock.now()
+        if target.boot_id and target.boot_id != reply.boot_id:
+            target.failure = f"{target.address} was restarted"
+        target.boot_id = reply.boot_id
+
+    def _give_up(self, extent: _ExtentUpload, target: _Target, why: str) -> None:
+        log.warning(
+            "shard given up extent=%s shard=%d pool=%d: %s", extent.id, target.index, target.pool, why
+        )
+        self._avoid.add(target.pool)
+        self._outlets.suspects.add(target.pool)
+        target.failure = why
+        target.pool = MISSING
+
+    async def finish(self, blake3_of_sender: bytes | None) -> Receipt:
+        """Commit what was sent, under its name; all chunks were answered before.
+
+        Raise IntegrityError when the content is not what the sender hashed, Conflict when the condition does
+        not hold.
+        """
+        while self._unsettled:
+            self._all_settled = trio.Event()
+            await self._all_settled.wait()
+        self._turns.check()
+        digest = self._hash.digest()
+        if blake3_of_sender is not None and blake3_of_sender != digest:
+            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
+        if self._wanted.size is not None and self._wanted.size != self._size:
+            raise IntegrityError(f"{self._size} bytes arrived of the {self._wanted.size} announced")
+        runtime = self._outlets.runtime
+        request = Commit(
+            operation=self._ids.operation(),
+            name=self._wanted.name,
+            condition=self._wanted.condition,
+            version=Version(
+                id=self._version,
+                size=self._size,
+                blake3=digest,
+                extents=tuple(extent.id for extent in self._extents),
+                created_ms=runtime.clock.wall_ms(),
+                metadata=self._wanted.metadata,
+            ),
+            extents=tuple(extent.record(self._outlets.chunk_size) for extent in self._extents),
+            note=self._note,
+        )
+        committed = await self._outlets.master.call(request, timeout_s=COMMIT_S)
+        return committed.receipt
+
+    async def abort(self) -> None:
+        """Tell the pools to forget what was sent; what they miss, the master's floor cleans up."""
+        self._turns.break_off(PeerError("the upload was aborted"))
+        with trio.move_on_after(ABORT_S, shield=True):
+            async with trio.open_nursery() as nursery:
+                for extent in self._extents[-1:]:
+                    for target in extent.alive:
+                        nursery.start_soon(self._abort_shard, extent.id, target)
+
+    async def _abort_shard(self, extent: ExtentId, target: _Target) -> None:
+        try:
+            await self._outlets.connections.call(
+                target.address, AbortShard(extent=extent, index=target.index), timeout_s=ABORT_S
+            )
+        except DroppexError as error:
+            log.debug("abort of a shard failed: %s", error)
+
+
+class _Sent:
+    """One chunk on its way to the pools."""
+
+    __slots__ = ("at", "chunk", "encoded", "last", "pending", "written")
+
+    def __init__(self, chunk: int, encoded: EncodedChunk, *, last: bool, at: float) -> None:
+        self.at = at
+        self.chunk = chunk
+        self.encoded = encoded
+        self.last = last
+        self.pending: dict[int, Pending[PieceWritten]] = {}
+        self.written = 0

@@ -1,0 +1,69 @@
+"""The way to the master: which controller it is, and asking it again when that is safe."""
+
+from collections.abc import Sequence
+
+import trio
+
+from droppexd.errors import DroppexError, NotMaster, PeerError
+from droppexd.runtime import Runtime
+from droppexd.wire.messages import R, Request
+from droppexd.wire.rpc import Connections
+
+_ATTEMPT_S = 5.0
+"""One controller gets this long before the next is tried."""
+
+_PAUSE_S = (0.05, 0.5)
+"""Between two rounds over all controllers: long enough not to spin, short enough not to be noticed."""
+
+
+class MasterLink:
+    """Calls to the master, found among the controllers of the seed list.
+
+    Only requests that may be repeated go this way: reads, and changes that carry an operation id.
+    """
+
+    def __init__(self, connections: Connections, controllers: Sequence[str], runtime: Runtime) -> None:
+        self._connections = connections
+        self._seeds = tuple(controllers)
+        self._runtime = runtime
+        self._address = self._seeds[0]
+
+    @property
+    def address(self) -> str:
+        """The controller that was the master when it was last asked."""
+        return self._address
+
+    async def call(self, request: Request[R], *, timeout_s: float) -> R:
+        """Return the master's answer; raise what it raises, or PeerError when no master answers in time."""
+        deadline = self._runtime.clock.now() + timeout_s
+        asked = 0
+        while True:
+            remaining_s = deadline - self._runtime.clock.now()
+            address = self._address
+            try:
+                reply, _ = await self._connections.call(
+                    address, request, timeout_s=max(0.001, min(remaining_s, _ATTEMPT_S))
+                )
+            except NotMaster as error:
+                failure: DroppexError = error
+                self._leave(address, error.address)
+            except PeerError as error:
+                failure = error
+                self._leave(address)
+            else:
+                return reply
+            asked += 1
+            if self._runtime.clock.now() >= deadline:
+                raise PeerError(f"no master answers at {', '.join(self._seeds)}: {failure}") from failure
+            if asked % len(self._seeds) == 0:
+                await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
+
+    def _leave(self, address: str, hint: str = "") -> None:
+        """Ask elsewhere, unless another call has moved on already: two would come back to where they were."""
+        if self._address == address:
+            self._address = hint or self._next_seed()
+
+    def _next_seed(self) -> str:
+        if self._address not in self._seeds:
+            return self._seeds[0]
+        return self._seeds[(self._seeds.index(self._address) + 1) % len(self._seeds)]

@@ -1,0 +1,296 @@
+"""The pool: stores and serves shards, says that it lives, and drops only what the master calls dead."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from droppexd.errors import DroppexError, IdentityError, NotFound, StoreError
+from droppexd.model import MISSING, ExtentId
+from droppexd.roles.master import MasterLink
+from droppexd.roles.pool_writer import (
+    CREDIT,
+    ShardStream,
+    ShardStreams,
+    SmallWriter,
+    header_of,
+    verify_piece,
+)
+from droppexd.runtime import Runtime
+from droppexd.store.interface import ShardStore
+from droppexd.wire.messages import (
+    PAGE_LIMIT,
+    AbortShard,
+    Announce,
+    ConfirmDropped,
+    Done,
+    Heartbeat,
+    ListGarbage,
+    Piece,
+    PieceWritten,
+    Ping,
+    Pong,
+    ReadPiece,
+    Review,
+    Welcomed,
+    WritePiece,
+)
+from droppexd.wire.rpc import Answer, Call, Limits, Service, Terms, open_connections, serve
+from droppexd.wire.transport import Frame, Peer, Transport
+
+log = logging.getLogger("droppex.pool")
+
+_MASTER_S = 10.0
+_IDLE_S = 120.0
+"""A shard whose writer was silent for so long is given up."""
+_PAUSE_S = 1.0
+"""Before a master that refused is asked again; its disk may be full, and the pool outlives that."""
+_DRAIN_S = 3.0
+"""Requests that run when the pool is told to stop get this long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """What a pool is told by its operator."""
+
+    name: str
+    machine: str
+    zone: str = ""
+    advertise: str = ""
+    """The address that others reach this pool at, when it is not the one it binds."""
+    review_s: float = 3600.0
+    """Between two looks through everything that is held."""
+
+
+class _Pool:
+    """The handlers of one pool."""
+
+    def __init__(
+        self, store: ShardStore, master: MasterLink, runtime: Runtime, settings: PoolSettings, terms: Terms
+    ) -> None:
+        self._store = store
+        self._master = master
+        self._runtime = runtime
+        self._settings = settings
+        self._terms = terms
+        self._boot_id = store.identity.boot_id
+        self._streams = ShardStreams(store, runtime)
+        self._small = SmallWriter(store, runtime)
+        self._number = MISSING
+        self._garbage = trio.Event()
+
+    def service(self) -> Service:
+        """Return what a pool answers."""
+        return Service(
+            handlers={
+                Ping: self.ping,
+                WritePiece: self.write_piece,
+                AbortShard: self.abort_shard,
+                ReadPiece: self.read_piece,
+            },
+            admissions={WritePiece: self.admit_piece},
+        )
+
+    async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
+        """Say who this is."""
+        return Pong(role="pool", name=self._settings.name, boot_id=self._boot_id, term=self._terms.current)
+
+    def admit_piece(self, _peer: Peer, request: WritePiece, body: Sequence[Frame]) -> object:
+        """Number the pieces of a shard in the order in which they arrive."""
+        return self._streams.admit(request, body)
+
+    async def write_piece(self, call: Call, request: WritePiece, body: Sequence[Frame]) -> Answer:
+        """Write a piece; after the last one the shard is durable."""
+        stream = call.ticket
+        if isinstance(stream, ShardStream):
+            generation = await self._streams.write(stream, request, body)
+        else:
+            piece = bytes(body[0])
+            verify_piece(request, piece)
+            header = header_of(request, request.size, (request.checksum,))
+            generation = await self._small.put((header, piece))
+        return PieceWritten(boot_id=self._boot_id, credit=CREDIT, generation=generation)
+
+    async def abort_shard(self, _call: Call, request: AbortShard, _body: Sequence[Frame]) -> Answer:
+        """Forget a shard that is being written."""
+        await self._streams.abort(request.extent, request.index)
+        return Done()
+
+    async def read_piece(self, _call: Call, request: ReadPiece, _body: Sequence[Frame]) -> Answer:
+        """Serve a piece as it is stored; its reader verifies it."""
+        piece, checksum = await self._runtime.run_blocking(
+            self._store.read, request.extent, request.index, request.chunk
+        )
+        return Piece(checksum=checksum), (piece,)
+
+    # -- the master ----------------------------------------------------------------------------
+
+    async def announce(self, address: str) -> Welcomed:
+        """Tell the master who and where this pool is; repeat until one answers.
+
+        Raise IdentityError when this folder belongs to another cluster or is a copy of a live pool's.
+        """
+        while True:
+            identity = self._store.identity
+            usage = await self._runtime.run_blocking(self._store.usage)
+            request = Announce(
+                pool_id=identity.pool_id,
+                cluster_id=identity.cluster_id,
+                boot_id=identity.boot_id,
+                previous_boot_id=identity.previous_boot_id,
+                name=self._settings.name,
+                machine=self._settings.machine,
+                zone=self._settings.zone,
+                address=address,
+                capacity=usage.capacity,
+                free=usage.free,
+                shards=usage.shards,
+                read_only=bool(self._store.read_only),
+            )
+            try:
+                welcomed = await self._master.call(request, timeout_s=_MASTER_S)
+            except IdentityError:
+                raise
+            except DroppexError as error:
+                log.warning("no master yet: %s", error)
+                await trio.sleep(_PAUSE_S)
+                continue
+            await self._runtime.run_blocking(self._store.join, welcomed.cluster_id)
+            self._number = welcomed.number
+            log.info("announced number=%d master=%s", welcomed.number, self._master.address)
+            return welcomed
+
+    async def keep_alive(self, address: str, welcomed: Welcomed) -> None:
+        """Send heartbeats for ever."""
+        while True:
+            await trio.sleep(welcomed.heartbeat_ms / 1000)
+            try:
+                usage = await self._runtime.run_blocking(self._store.usage)
+                request = Heartbeat(
+                    number=welcomed.number,
+                    boot_id=self._boot_id,
+                    capacity=usage.capacity,
+                    free=usage.free,
+                    shards=usage.shards,
+                    read_only=bool(self._store.read_only),
+                )
+                heard = await self._master.call(request, timeout_s=_MASTER_S)
+            except (IdentityError, NotFound) as error:
+                log.warning("the master does not know this pool: %s; announcing it again", error)
+                welcomed = await self.announce(address)
+                continue
+            except DroppexError as error:
+                log.warning("heartbeat to the master failed: %s", error)
+                continue
+            if heard.review:
+                self._garbage.set()
+
+    async def look_through_garbage(self) -> None:
+        """Drop what is dead: when the master says that there is some, and now and then of all that is held.
+
+        Apart from the heartbeats: a long look must not make the pool seem dead.
+        """
+        clock = self._runtime.clock
+        reviewed = clock.now()
+        while True:
+            with trio.move_on_after(max(0.0, reviewed + self._settings.review_s - clock.now())):
+                await self._garbage.wait()
+            try:
+                if self._garbage.is_set():
+                    self._garbage = trio.Event()
+                    await self._collect_garbage(self._number)
+                if clock.now() - reviewed >= self._settings.review_s:
+                    reviewed = clock.now()
+                    await self._review_everything(self._number)
+            except DroppexError as error:
+                log.warning("the look through the garbage is put off: %s", error)
+
+    async def _collect_garbage(self, number: int) -> None:
+        """Drop what the master calls dead, page by page, and confirm it."""
+        after: ExtentId | None = None
+        while True:
+            page = await self._master.call(ListGarbage(number=number, after=after), timeout_s=_MASTER_S)
+            if not page.extents:
+                return
+            held = await self._runtime.run_blocking(self._store.find, page.extents)
+            for start in range(0, len(held), PAGE_LIMIT):
+                await self._drop_dead(number, held[start : start + PAGE_LIMIT])
+            left = await self._runtime.run_blocking(self._store.find, page.extents)
+            kept = {holding.extent for holding in left}
+            gone = tuple(extent for extent in page.extents if extent not in kept)
+            if gone:
+                await self._master.call(ConfirmDropped(number=number, extents=gone), timeout_s=_MASTER_S)
+            after = page.extents[-1]
+
+    async def _review_everything(self, number: int) -> None:
+        """Ask the master about all that is held, page by page: uploads that failed leave shards behind."""
+        after: tuple[ExtentId, int] | None = None
+        while True:
+            held = await self._runtime.run_blocking(self._store.page, after, PAGE_LIMIT)
+            if not held:
+                return
+            await self._drop_dead(number, held)
+            after = (held[-1].extent, held[-1].shard)
+
+    async def _drop_dead(self, number: int, held: Sequence[Any]) -> None:
+        verdicts = await self._master.call(Review(number=number, holdings=tuple(held)), timeout_s=_MASTER_S)
+        asked = set(held)
+        drop = [holding for holding in verdicts.drop if holding in asked]
+        if not drop:
+            return
+        if verdicts.term < self._terms.current:
+            raise StoreError("an order to drop shards came from a master of the past; refused")
+        await self._runtime.run_blocking(self._store.drop, drop)
+        log.info("dropped shards=%d", len(drop))
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    async def run_small_writer(self) -> None:
+        """Commit small shards, for ever."""
+        await self._small.run()
+
+    async def reap(self) -> None:
+        """Give up shards whose writers have gone, for ever."""
+        while True:
+            await trio.sleep(_IDLE_S / 4)
+            await self._streams.reap(_IDLE_S)
+
+
+async def serve_pool(
+    *,
+    transport: Transport,
+    address: str,
+    store: ShardStore,
+    controllers: Sequence[str],
+    runtime: Runtime,
+    settings: PoolSettings,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a pool on an open store until cancelled. Started, with its address, once a master knows it.
+
+    Transport and store are the caller's; the caller closes the store when this has returned.
+    Raise IdentityError when the store belongs to another cluster.
+    """
+    terms = Terms()
+    async with open_connections(transport, terms=terms) as connections:
+        master = MasterLink(connections, controllers, runtime)
+        pool = _Pool(store, master, runtime, settings, terms)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_small_writer)
+            nursery.start_soon(pool.reap)
+            listener = await nursery.start(_serve, transport, address, pool.service(), terms)
+            known_as = settings.advertise or listener.address
+            welcomed = await pool.announce(known_as)
+            nursery.start_soon(pool.keep_alive, known_as, welcomed)
+            nursery.start_soon(pool.look_through_garbage)
+            task_status.started(listener.address)
+
+
+async def _serve(
+    transport: Transport, address: str, service: Service, terms: Terms, task_status: trio.TaskStatus[Any]
+) -> None:
+    await serve(
+        transport, address, service, terms=terms, limits=Limits(drain_s=_DRAIN_S), task_status=task_status
+    )

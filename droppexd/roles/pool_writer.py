@@ -1,0 +1,243 @@
+"""Shards on their way into a pool: streams of pieces into files, and small shards in groups.
+
+Many small shards that arrive at the same time share one flush: the first starts a commit, and all that
+arrive while it runs make up the next.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import trio
+
+from droppexd.coding import piece_checksum
+from droppexd.errors import DroppexError, IntegrityError, PeerBusy, RemoteProtocolError, StoreError
+from droppexd.model import SMALL_SIZE, ExtentId, ShardHeader
+from droppexd.roles.ordered import Turns
+from droppexd.runtime import Runtime
+from droppexd.store.interface import ShardStore, ShardWriter, SmallShard
+from droppexd.wire.messages import WritePiece
+from droppexd.wire.transport import Frame
+
+CREDIT = 8
+"""Pieces of one shard that may be unanswered: 8 MiB at 4+2."""
+
+_MOST_STREAMS = 512
+_MOST_SMALL = 4096
+_GROUP = 512
+"""Small shards in one commit: bounds how long the first waits for the last."""
+
+Key = tuple[ExtentId, int]
+
+
+class _Waiting:
+    """A small shard that waits for its commit."""
+
+    __slots__ = ("done", "result", "shard")
+
+    def __init__(self, shard: SmallShard) -> None:
+        self.shard = shard
+        self.done = trio.Event()
+        self.result: int | DroppexError = 0
+
+
+class SmallWriter:
+    """Commits small shards in groups, one flush a group."""
+
+    def __init__(self, store: ShardStore, runtime: Runtime) -> None:
+        self._store = store
+        self._runtime = runtime
+        self._waiting: list[_Waiting] = []
+        self._more = trio.Event()
+
+    async def put(self, shard: SmallShard) -> int:
+        """Store one small shard; return its generation when it is durable."""
+        if len(self._waiting) >= _MOST_SMALL:
+            raise PeerBusy("the pool has as many small shards waiting as it takes; try again")
+        waiting = _Waiting(shard)
+        self._waiting.append(waiting)
+        self._more.set()
+        await waiting.done.wait()
+        if isinstance(waiting.result, DroppexError):
+            raise waiting.result
+        return waiting.result
+
+    async def run(self) -> None:
+        """Commit what waits, for ever."""
+        while True:
+            await self._more.wait()
+            group, self._waiting = self._waiting[:_GROUP], self._waiting[_GROUP:]
+            if not self._waiting:
+                self._more = trio.Event()
+            await self._commit(group)
+
+    async def _commit(self, group: Sequence[_Waiting]) -> None:
+        shards = [waiting.shard for waiting in group]
+        results: Sequence[int | DroppexError]
+        try:
+            results = await self._runtime.run_blocking(self._store.put_small, shards)
+        except DroppexError as error:
+            results = [error] * len(group)
+        for waiting, result in zip(group, results, strict=True):
+            waiting.result = result
+            waiting.done.set()
+
+
+class ShardStream:
+    """One shard that is being written: what has arrived, and what is on disk."""
+
+    def __init__(self, store: ShardStore, first: WritePiece) -> None:
+        self.first = first
+        self.arrived = 0
+        self.unanswered = 0
+        self.heard = 0.0
+        self._store = store
+        self._turns = Turns()
+        self._checksums: list[bytes] = []
+        self._writer: ShardWriter | None = None
+        # A shard may be given up while a thread writes a piece of it, and a writer is for one at a time.
+        self._lock = threading.Lock()
+        self._given_up = False
+
+    def admit(self, request: WritePiece) -> None:
+        """Count a piece in, in order of arrival; raise RemoteProtocolError at a gap."""
+        if request.chunk != self.arrived:
+            raise RemoteProtocolError(f"piece {request.chunk} came where {self.arrived} was due")
+        if request.layout != self.first.layout or request.chunk_size != self.first.chunk_size:
+            raise RemoteProtocolError("the layout changed within a shard")
+        if self.unanswered >= CREDIT:
+            raise PeerBusy("more pieces came than credit was given")
+        self.arrived += 1
+        self.unanswered += 1
+
+    async def write(self, request: WritePiece, piece: Frame, runtime: Runtime) -> int:
+        """Verify and write one piece in its turn; return the shard's generation after the last."""
+        await self._turns.wait(request.chunk)
+        generation = await runtime.run_blocking(self._write, request, piece)
+        self._turns.pass_on()
+        return generation
+
+    def _write(self, request: WritePiece, piece: Frame) -> int:
+        verify_piece(request, piece)
+        with self._lock:
+            if self._given_up:
+                raise StoreError("the shard was given up")
+            if self._writer is None:
+                self._writer = self._store.begin(0)
+            self._writer.write(request.chunk, piece)
+            self._checksums.append(request.checksum)
+            if not request.last:
+                return 0
+            return self._writer.finish(header_of(self.first, request.size, self._checksums))
+
+    def break_off(self, reason: BaseException) -> None:
+        """Let no later piece be written."""
+        self._turns.break_off(reason)
+
+    def abort(self) -> None:
+        """Remove what was written, and let nothing more be. Blocking, idempotent."""
+        with self._lock:
+            self._given_up = True
+            if self._writer is not None:
+                self._writer.abort()
+
+
+def verify_piece(request: WritePiece, piece: Frame) -> None:
+    """Raise IntegrityError unless the piece is what its sender coded."""
+    found = piece_checksum(request.extent, request.layout, request.index, request.chunk, piece)
+    if found != request.checksum:
+        raise IntegrityError(f"shard {request.index} of extent {request.extent} arrived damaged")
+
+
+def header_of(first: WritePiece, size: int, checksums: Sequence[bytes]) -> ShardHeader:
+    """Return what a shard says of itself."""
+    return ShardHeader(
+        incarnation=first.incarnation,
+        extent=first.extent,
+        index=first.index,
+        layout=first.layout,
+        size=size,
+        chunk_size=first.chunk_size,
+        checksums=tuple(checksums),
+        version=first.version,
+        name=first.name,
+    )
+
+
+def is_small(request: WritePiece, body: Sequence[Frame]) -> bool:
+    """Whether this one message is a whole small shard."""
+    return request.chunk == 0 and request.last and len(body) == 1 and len(body[0]) <= SMALL_SIZE
+
+
+class ShardStreams:
+    """The shards that are being written, by identity."""
+
+    def __init__(self, store: ShardStore, runtime: Runtime) -> None:
+        self._store = store
+        self._runtime = runtime
+        self._streams: dict[Key, ShardStream] = {}
+
+    def admit(self, request: WritePiece, body: Sequence[Frame]) -> ShardStream | None:
+        """Return the stream of a piece, in order of arrival; None for a whole small shard.
+
+        Raise RemoteProtocolError for a gap, another boot of the pool, or a piece of no stream.
+        """
+        if is_small(request, body):
+            return None
+        key = (request.extent, request.index)
+        stream = self._streams.get(key)
+        if request.chunk == 0:
+            if stream is not None:
+                raise StoreError(f"shard {request.index} of extent {request.extent} is being written already")
+            if len(self._streams) >= _MOST_STREAMS:
+                raise PeerBusy("the pool has as many shards being written as it takes; try again")
+            stream = self._streams[key] = ShardStream(self._store, request)
+        elif request.boot_id != self._store.identity.boot_id:
+            raise RemoteProtocolError("the pool was restarted since this shard was begun")
+        elif stream is None:
+            raise RemoteProtocolError("a piece of a shard that is not being written")
+        stream.admit(request)
+        return stream
+
+    async def write(self, stream: ShardStream, request: WritePiece, body: Sequence[Frame]) -> int:
+        """Write one admitted piece; a shard with a failed piece is forgotten whole."""
+        finished = request.last
+        try:
+            if len(body) != 1:
+                raise RemoteProtocolError("a piece without its bytes")
+            return await stream.write(request, body[0], self._runtime)
+        except BaseException as error:
+            finished = True
+            # Pieces behind this one must not wait for a turn that never comes.
+            stream.break_off(
+                error if isinstance(error, DroppexError) else StoreError("the shard was given up")
+            )
+            with trio.CancelScope(shield=True):
+                await self._runtime.run_blocking(stream.abort)
+            raise
+        finally:
+            stream.unanswered -= 1
+            stream.heard = self._runtime.clock.now()
+            if finished:
+                self._forget(request.extent, request.index, stream)
+
+    def _forget(self, extent: ExtentId, index: int, stream: ShardStream) -> None:
+        if self._streams.get((extent, index)) is stream:
+            del self._streams[extent, index]
+
+    async def abort(self, extent: ExtentId, index: int) -> None:
+        """Give up a shard that is being written; nothing happens when there is none."""
+        stream = self._streams.pop((extent, index), None)
+        if stream is not None:
+            stream.break_off(StoreError("the writer gave this shard up"))
+            await self._runtime.run_blocking(stream.abort)
+
+    async def reap(self, idle_s: float) -> None:
+        """Give up shards whose writer was silent for too long."""
+        now = self._runtime.clock.now()
+        silent = [
+            key
+            for key, stream in self._streams.items()
+            if not stream.unanswered and now - stream.heard > idle_s
+        ]
+        for extent, index in silent:
+            await self.abort(extent, index)

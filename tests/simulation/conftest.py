@@ -1,0 +1,198 @@
+"""A whole cluster in one process: trio's mock clock, a simulated network, simulated stores and engine.
+
+One seed gives one trace: all that is random is drawn from it, and trio's own shuffling of tasks too.
+"""
+
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from droppexd.catalog.simulated import SimulatedDisk as CatalogDisk
+from droppexd.catalog.simulated import SimulatedEngine
+from droppexd.client import Client, open_client
+from droppexd.model import Role
+from droppexd.roles.app import AppSettings, serve_app
+from droppexd.roles.controller import ControllerSettings, serve_controller
+from droppexd.roles.pool import PoolSettings, serve_pool
+from droppexd.runtime import Runtime
+from droppexd.store.simulated import SimulatedDisk, SimulatedStore
+from droppexd.wire.memory import MemoryNetwork
+
+START_MS = 1_700_000_000_000
+CHUNK_SIZE = 16 * 1024
+
+
+class MockedClock:
+    """The mock clock of the run, and a wall clock that agrees with it."""
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        return START_MS + int(trio.current_time() * 1000)
+
+
+class SeededEntropy:
+    """All randomness of a run."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def token(self, size_bytes: int) -> bytes:
+        return self._random.randbytes(size_bytes)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._random.uniform(low, high)
+
+
+async def run_inline(function, *args):
+    await trio.lowlevel.checkpoint()
+    return function(*args)
+
+
+@dataclass
+class Member:
+    """A process of the cluster and the scope that ends it."""
+
+    name: str
+    scope: trio.CancelScope
+    address: str = ""
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Cluster:
+    """Controller, app and pools, and what is done to them."""
+
+    def __init__(self, nursery: trio.Nursery, seed: int) -> None:
+        self._nursery = nursery
+        self.entropy = SeededEntropy(seed)
+        self.runtime = Runtime(clock=MockedClock(), entropy=self.entropy, run_blocking=run_inline)
+        self.trace = hashlib.blake2b()
+        self.deliveries = 0
+        self.network = MemoryNetwork(self.entropy, trace=self._note)
+        self.catalog_disk = CatalogDisk()
+        self.disks: dict[str, SimulatedDisk] = {}
+        self.stores: dict[str, SimulatedStore] = {}
+        self.members: dict[str, Member] = {}
+        self._clients = 0
+
+    def _note(self, when, source, target, frames) -> None:
+        self.deliveries += 1
+        self.trace.update(f"{when!r} {source} {target} ".encode())
+        for frame in frames:
+            self.trace.update(frame)
+
+    async def start(self, pools: int, *, grace_s: float = 5.0) -> None:
+        await self.start_controller(grace_s=grace_s)
+        for number in range(1, pools + 1):
+            await self.start_pool(f"pool-{number}")
+        await self.start_app()
+
+    async def _start(self, name: str, role: Role, body) -> Member:
+        member = Member(name, trio.CancelScope())
+
+        async def run(task_status) -> None:
+            with member.scope:
+                async with self.network.transport(name, role) as transport:
+                    await body(transport, task_status)
+            member.ended.set()
+
+        member.address = await self._nursery.start(run)
+        self.members[name] = member
+        return member
+
+    async def start_controller(self, *, grace_s: float = 5.0) -> None:
+        settings = ControllerSettings(name="controller", delete_grace_s=grace_s)
+
+        async def body(transport, task_status) -> None:
+            engine = SimulatedEngine(self.runtime, self.catalog_disk)
+            self.catalog_disk = engine.disk
+            await serve_controller(
+                transport=transport,
+                address="tcp://127.0.0.1:7700",
+                engine=engine,
+                runtime=self.runtime,
+                settings=settings,
+                task_status=task_status,
+            )
+
+        await self._start("controller", Role.CONTROLLER, body)
+
+    async def start_pool(self, name: str) -> None:
+        disk = self.disks.setdefault(name, SimulatedDisk())
+        store = self.stores[name] = SimulatedStore(disk, entropy=self.entropy)
+
+        async def body(transport, task_status) -> None:
+            await serve_pool(
+                transport=transport,
+                address="tcp://127.0.0.1:0",
+                store=store,
+                controllers=[self.members["controller"].address],
+                runtime=self.runtime,
+                settings=PoolSettings(name=name, machine="one"),
+                task_status=task_status,
+            )
+
+        await self._start(name, Role.POOL, body)
+
+    async def start_app(self) -> None:
+        async def body(transport, task_status) -> None:
+            await serve_app(
+                transport=transport,
+                address="tcp://127.0.0.1:7701",
+                controllers=[self.members["controller"].address],
+                runtime=self.runtime,
+                settings=AppSettings(name="app", chunk_size=CHUNK_SIZE),
+                task_status=task_status,
+            )
+
+        await self._start("app", Role.APP, body)
+
+    async def kill(self, name: str) -> None:
+        """End a process as SIGKILL does: its peers are told by the network, it says nothing."""
+        self.network.kill(name)
+        if name in self.stores:
+            self.stores[name].crash()
+        self.members[name].scope.cancel()
+        await self.members[name].ended.wait()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        self._clients += 1
+        async with (
+            self.network.transport(f"client-{self._clients}", Role.CLIENT) as transport,
+            open_client(self.members["app"].address, transport, self.runtime) as client,
+        ):
+            yield client
+
+
+Story = Callable[[Cluster], Awaitable[None]]
+
+
+@pytest.fixture
+def simulate(monkeypatch):
+    """Run a story on a cluster under the mock clock; return a digest of everything that was delivered."""
+
+    def run(story: Story, *, seed: int) -> str:
+        monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+        trio._core._run._r.seed(seed)
+        digest = ""
+
+        async def main() -> None:
+            nonlocal digest
+            async with trio.open_nursery() as nursery:
+                cluster = Cluster(nursery, seed)
+                await story(cluster)
+                digest = cluster.trace.hexdigest()
+                nursery.cancel_scope.cancel()
+
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        return digest
+
+    return run
