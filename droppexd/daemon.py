@@ -1,1 +1,318 @@
-"""Composition root."""
+"""The composition root: real clock, entropy, threads, signals and sockets, and the roles asked for.
+
+Everything that is not decided by the configuration is decided here, and only here.
+"""
+
+import functools
+import logging
+import os
+import random
+import secrets
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple
+
+import trio
+
+from droppexd.config import Config
+from droppexd.errors import ConfigError, StoreError
+from droppexd.model import Role
+from droppexd.runtime import Runtime
+
+if TYPE_CHECKING:
+    from droppexd.wire.keys import TransportKeys
+    from droppexd.wire.transport import Transport
+
+log = logging.getLogger("droppex.daemon")
+
+Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
+
+SHUTDOWN_S = 10.0
+"""From the signal to the end of the process. A role's requests get less than that to finish."""
+
+_WORKER_THREADS = 16
+"""Blocking calls at once: enough for a disk's queue and a few codings; more only wait for each other."""
+
+_START_ORDER = (Role.CONTROLLER, Role.POOL, Role.APP)
+"""Pools and apps ask for the controller, and nobody asks for an app. Roles stop the other way round."""
+
+_CATALOGUE_FILE = "catalogue.sqlite"
+
+
+class SystemClock:
+    """The clock of this machine, within trio."""
+
+    def now(self) -> float:
+        """Return seconds since an unspecified moment."""
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        """Return milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+
+class SystemEntropy:
+    """Randomness of the operating system."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def token(self, size_bytes: int) -> bytes:
+        """Return that many unpredictable bytes."""
+        return secrets.token_bytes(size_bytes)
+
+    def uniform(self, low: float, high: float) -> float:
+        """Return a number between the two."""
+        return self._random.uniform(low, high)
+
+
+class WorkerThreads:
+    """Blocking work in a bounded number of threads."""
+
+    def __init__(self, most: int = _WORKER_THREADS) -> None:
+        self._limiter = trio.CapacityLimiter(most)
+
+    def __call__(self, function: Callable[[*Ts], T], *args: *Ts) -> Awaitable[T]:
+        """Return what the function returns. A call that has begun is waited for, cancelled or not."""
+        return trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+
+def system_runtime() -> Runtime:
+    """Return the real clock, entropy and threads; must be called within trio."""
+    return Runtime(clock=SystemClock(), entropy=SystemEntropy(), run_blocking=WorkerThreads())
+
+
+class Ready(NamedTuple):
+    """What a role says of itself once it serves."""
+
+    role: Role
+    name: str
+    address: str
+    data: str
+
+
+async def run_roles(config: Config, report: Callable[[Ready], None]) -> None:
+    """Run the roles until SIGTERM or SIGINT, then stop them in order, within SHUTDOWN_S.
+
+    `report` hears of each role when it serves. What goes wrong in a role comes out as it is, or in a
+    group.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            process = _Process(config, _load_keys(config), report)
+            nursery.start_soon(process.run)
+            nursery.start_soon(_stop_at_signal, signals, process, nursery.cancel_scope)
+
+
+async def _stop_at_signal(
+    signals: AsyncIterator[int], process: "_Process", everything: trio.CancelScope
+) -> None:
+    name = signal.Signals(await anext(signals)).name
+    log.info("stopping signal=%s", name)
+    with _deadline(SHUTDOWN_S):
+        await process.stop()
+        everything.cancel()
+    log.info("stopped")
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """End the process when the block takes longer: from a thread, for an event loop that hangs as well."""
+
+    def give_up() -> None:
+        log.error("not stopped after %g s: ending anyway", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Started:
+    """Tells that a role serves: what `serve_...` gets as its task status."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self.event = trio.Event()
+
+    def started(self, value: str = "") -> None:
+        """Take the address that the role is bound to."""
+        self._report(value)
+        self.event.set()
+
+
+class _Running:
+    """A role of this process."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+
+class _Process:
+    """The roles of this process, and the order in which they start and stop."""
+
+    def __init__(
+        self, config: Config, keys: "Mapping[Role, TransportKeys]", report: Callable[[Ready], None]
+    ) -> None:
+        self._config = config
+        self._keys = keys
+        self._report = report
+        self._runtime = system_runtime()
+        self._controllers: tuple[str, ...] = config.controllers
+        self._starting = trio.CancelScope()
+        self._running: dict[Role, _Running] = {}
+
+    async def run(self) -> None:
+        """Run the roles. The controller serves before the others ask for it."""
+        async with trio.open_nursery() as nursery:
+            with self._starting:
+                for role in _START_ORDER:
+                    if role in self._config.roles:
+                        running = self._running[role] = _Running()
+                        started = _Started(functools.partial(self._serves, role))
+                        nursery.start_soon(self._run_role, role, running, started)
+                        if role == Role.CONTROLLER:
+                            await started.event.wait()
+
+    async def stop(self) -> None:
+        """Stop the roles one after another, each with what it has under way."""
+        self._starting.cancel()
+        for running in reversed(self._running.values()):
+            running.scope.cancel()
+            await running.ended.wait()
+
+    def _serves(self, role: Role, address: str) -> None:
+        config = self._config
+        data = "" if role == Role.APP else str(config.folder(role).absolute())
+        log.info("%s ready name=%s address=%s data=%s", role, config.name, address, data or "-")
+        if role == Role.CONTROLLER and not self._controllers:
+            self._controllers = (address,)
+        self._report(Ready(role, config.name, address, data))
+
+    async def _run_role(self, role: Role, running: _Running, started: _Started) -> None:
+        from droppexd.wire.zeromq import open_zeromq_transport
+
+        serve = {Role.CONTROLLER: self._controller, Role.POOL: self._pool, Role.APP: self._app}[role]
+        try:
+            with running.scope:
+                # A transport for each role: a key proves one role only.
+                async with open_zeromq_transport(keys=self._keys.get(role)) as transport:
+                    await serve(transport, started)
+        finally:
+            running.ended.set()
+
+    async def _controller(self, transport: "Transport", started: _Started) -> None:
+        from droppexd.catalog.sqlite import open_sqlite_engine
+        from droppexd.roles.controller import ControllerSettings, serve_controller
+
+        config = self._config
+        folder = await self._runtime.run_blocking(_make_folder, config.folder(Role.CONTROLLER))
+        async with open_sqlite_engine(folder / _CATALOGUE_FILE, self._runtime) as engine:
+            await serve_controller(
+                transport=transport,
+                address=config.controller_listen,
+                engine=engine,
+                runtime=self._runtime,
+                settings=ControllerSettings(
+                    name=config.name,
+                    advertise=config.controller_advertise,
+                    heartbeat_s=config.controller_heartbeat,
+                    down_after_s=config.controller_down_after,
+                    delete_grace_s=config.controller_delete_grace,
+                    session_lease_s=config.controller_session_lease,
+                ),
+                task_status=started,
+            )
+
+    async def _pool(self, transport: "Transport", started: _Started) -> None:
+        from droppexd.allocator import tune_allocator
+        from droppexd.roles.pool import PoolSettings, serve_pool
+        from droppexd.store.disk import open_disk_store
+
+        tune_allocator()
+        config = self._config
+        run_blocking = self._runtime.run_blocking
+        folder = await run_blocking(_make_folder, config.folder(Role.POOL))
+        store = await run_blocking(
+            lambda: open_disk_store(folder, entropy=self._runtime.entropy, reserve_bytes=config.pool_reserve)
+        )
+        try:
+            await serve_pool(
+                transport=transport,
+                address=config.pool_listen,
+                store=store,
+                controllers=self._controllers,
+                runtime=self._runtime,
+                settings=PoolSettings(
+                    name=config.name,
+                    machine=config.machine,
+                    zone=config.zone,
+                    advertise=config.pool_advertise,
+                ),
+                task_status=started,
+            )
+        finally:
+            with trio.CancelScope(shield=True):
+                await run_blocking(store.close)
+
+    async def _app(self, transport: "Transport", started: _Started) -> None:
+        from droppexd.allocator import tune_allocator
+        from droppexd.roles.app import AppSettings, serve_app
+
+        tune_allocator()
+        config = self._config
+        await serve_app(
+            transport=transport,
+            address=config.app_listen,
+            controllers=self._controllers,
+            runtime=self._runtime,
+            settings=AppSettings(
+                name=config.name,
+                layout=config.layout,
+                buffer_bytes=config.app_buffer,
+                advertise=config.app_advertise,
+            ),
+            task_status=started,
+        )
+
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
+    return folder
+
+
+def _load_keys(config: Config) -> "dict[Role, TransportKeys]":
+    """Return the keys of each role of this process; none when there are none."""
+    from droppexd.wire.keys import load_keys, read_member_key
+
+    if not config.keys_own:
+        return {}
+    keys: dict[Role, TransportKeys] = {}
+    problems: list[str] = []
+    for own in map(Path, config.keys_own):
+        try:
+            role = read_member_key(own).member.role
+            keys[role] = load_keys(own, cluster=Path(config.keys_cluster), members=Path(config.keys_members))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    problems.extend(
+        f"none of the keys is one of a {role}: make one with `droppexd keygen {role} NAME`"
+        for role in config.roles
+        if not problems and role not in keys
+    )
+    if problems:
+        raise ConfigError(problems)
+    return keys

@@ -1,0 +1,203 @@
+"""The command `droppexd`: roles by option, and the sub-commands `dev` and `keygen`."""
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from droppexd import __version__
+from droppexd.cli.daemon_logs import set_up_logs
+from droppexd.cli.daemon_parent import die_with_parent
+from droppexd.cli.exits import ExitCode, expected_error
+from droppexd.config import OPTIONS, Config, describe_problems, flags_of, variable_of
+from droppexd.errors import ConfigError, DroppexError
+from droppexd.model import Role
+
+log = logging.getLogger("droppex.daemon")
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run `droppexd`; end the process with its exit code."""
+    try:
+        app(prog_name="droppexd")
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def fail(error: BaseException) -> int:
+    """Say what went wrong, in one line for each problem, and return the exit code."""
+    expected = expected_error(error)
+    if isinstance(expected, ConfigError):
+        _say(describe_problems(expected.problems))
+        return ExitCode.USAGE
+    if expected is not None:
+        _say("; ".join(str(expected).splitlines()))
+        return ExitCode.FAILURE
+    log.critical("a bug in droppexd: please report it", exc_info=error)
+    return ExitCode.FAILURE
+
+
+def _say(text: str) -> None:
+    print(f"droppexd: {text}", file=sys.stderr, flush=True)
+
+
+# -- roles -----------------------------------------------------------------------------------------
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each option of the table, ahead of its own parameters."""
+    parameters = []
+    for name, option in OPTIONS.items():
+        kind = list[str] if option.repeatable else str
+        flag = typer.Option(
+            *flags_of(name), help=f"{option.help} [{variable_of(name)}]", metavar=option.metavar
+        )
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+            )
+        )
+    own = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind != inspect.Parameter.VAR_KEYWORD
+    ]
+    signature = inspect.Signature([*own, *parameters])
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__ = {
+        parameter.name: parameter.annotation for parameter in signature.parameters.values()
+    }
+    return function
+
+
+@app.callback(invoke_without_command=True)
+@_with_options
+def roles(
+    context: typer.Context,
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", envvar="DROPPEXD_CONFIG", help="A file like droppex.toml.example."
+        ),
+    ] = None,
+    report_fd: Annotated[int | None, typer.Option("--report-fd", hidden=True)] = None,
+    die_with_parent: Annotated[int | None, typer.Option("--die-with-parent", hidden=True)] = None,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    **options: Any,
+) -> None:
+    """Run the daemon of droppex in one or several roles, or a whole cluster with `droppexd dev`.
+
+    Each option can also stand in the file given with --config, or in the environment under the name in
+    brackets. A flag wins over the environment, the environment over the file.
+    """
+    if version:
+        print(__version__)
+        return
+    flags = {name: value for name, value in options.items() if value is not None and value != []}
+    if context.invoked_subcommand is not None:
+        if flags or config is not None:
+            _say(f"options of `droppexd {context.invoked_subcommand}` stand behind its name")
+            raise typer.Exit(ExitCode.USAGE)
+        return
+    raise typer.Exit(run(flags, config, report_fd=report_fd, parent=die_with_parent))
+
+
+def run(
+    flags: dict[str, object], file: Path | None, *, report_fd: int | None = None, parent: int | None = None
+) -> int:
+    """Run roles until a signal; return the exit code."""
+    if not flags and file is None and not any(os.environ.get(variable_of(name)) for name in OPTIONS):
+        _say("say what to run: --role controller, app or pool; or `droppexd dev`; see `droppexd --help`")
+        return ExitCode.USAGE
+    try:
+        config = Config.load(flags, os.environ, file)
+    except ConfigError as error:
+        return fail(error)
+    if parent is not None:
+        die_with_parent(parent)
+    set_up_logs(config.log_level)
+    import trio
+
+    from droppexd.daemon import Ready, run_roles
+
+    def report(ready: Ready) -> None:
+        if report_fd is not None:
+            line = {"role": ready.role, "name": ready.name, "pid": os.getpid()}
+            line |= {"address": ready.address, "data": ready.data}
+            os.write(report_fd, json.dumps(line).encode() + b"\n")
+
+    try:
+        trio.run(run_roles, config, report)
+    except (DroppexError, OSError, ExceptionGroup) as error:
+        return fail(error)
+    return ExitCode.OK
+
+
+@app.command()
+def dev(
+    pools: Annotated[int, typer.Option("--pools", min=1, max=64, help="How many pools.")] = 6,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="Where the cluster keeps everything; the same folder again continues it. "
+            "Default: ~/.local/share/droppex/dev (in XDG_DATA_HOME, if set).",
+        ),
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", metavar="K+M", help=OPTIONS["layout"].help)] = "auto",
+    log_level: Annotated[
+        str, typer.Option("--log-level", metavar="LEVEL", help=OPTIONS["log_level"].help)
+    ] = "info",
+    die_with: Annotated[int | None, typer.Option("--die-with-parent", hidden=True)] = None,
+) -> None:
+    """Run a whole cluster on this machine, for trying out: a controller, an app and pools.
+
+    Each is a process of its own on a free port of 127.0.0.1. None is restarted when it ends. Ctrl-C ends
+    them all; the data stays. DIR/dev.json tells which process is what, DIR/client.toml is for
+    `droppex --config`, DIR/logs has the logs.
+    """
+    if die_with is not None:
+        die_with_parent(die_with)
+    from droppexd.cli.daemon_dev import run_dev
+
+    try:
+        code = run_dev(pools=pools, folder=data, layout=layout, log_level=log_level)
+    except (DroppexError, OSError, ExceptionGroup) as error:
+        code = fail(error)
+    raise typer.Exit(code)
+
+
+@app.command()
+def keygen(
+    role: Annotated[Role, typer.Argument(help="Who gets the key: controller, app, pool or client.")],
+    name: Annotated[str, typer.Argument(help="The name of the process or person.")],
+    folder: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Where all keys of the cluster are made.")
+    ] = Path("keys"),
+) -> None:
+    """Make a key, and with the first one the cluster's own.
+
+    DIR/cluster.key is for all controllers, apps and pools; DIR/members.toml lists who may connect;
+    DIR/ROLE-NAME.key is for the new member alone. Clients get only their own.
+    """
+    from droppexd.cli.daemon_keys import make_key
+
+    try:
+        print(make_key(folder, role, name))
+    except (DroppexError, OSError) as error:
+        raise typer.Exit(fail(error)) from None

@@ -1,0 +1,546 @@
+"""From flags, environment and a TOML file to one frozen, validated `Config`.
+
+`Config` is the one table of options: each field carries how it is read and what it is for. Flags,
+variables, keys of the file and `droppex.toml.example` all follow from it. A flag wins over the
+environment, the environment over the file, the file over the default.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import socket
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from droppexd.errors import ConfigError, InvalidRequest
+from droppexd.model import Layout, Role
+
+ENVIRONMENT_PREFIX = "DROPPEX_"
+
+CONTROLLER_PORT, APP_PORT, POOL_PORT = 7700, 7701, 7702
+
+SECTIONS = ("controller", "app", "pool", "keys")
+"""Tables of the file. A field `pool_listen` is the key `listen` of `[pool]`."""
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+Parse = Callable[[Any], Any]
+"""From what TOML gives, or the text of a flag or variable, to a value. Raises ValueError or TypeError."""
+
+_MIB = 1024**2
+_GIB = 1024**3
+
+
+# -- how values are read ---------------------------------------------------------------------------
+
+_DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgtp", start=1):
+    _SIZE_UNITS[f"{_letter}b"] = 1000**_power
+    _SIZE_UNITS[_letter] = _SIZE_UNITS[f"{_letter}ib"] = 1024**_power
+
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+|\*):([0-9]{1,5})")
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds for `10s`, `5m`, `1.5h`, or a bare number of seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+        unit = match[2].lower() or "s" if match else ""
+        if not match or unit not in _DURATION_UNITS_S:
+            raise ValueError(f"{value!r} is not a duration, for example 10s, 5m or 1h")
+        seconds = float(match[1]) * _DURATION_UNITS_S[unit]
+    if not 0 < seconds < 10**9:
+        raise ValueError(f"{value!r} is not a duration above zero")
+    return seconds
+
+
+def parse_size(value: object) -> int:
+    """Return bytes for `1 GiB`, `64MB`, `512k` (binary, as without the B), or a bare number."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if not match or match[2].lower() not in _SIZE_UNITS:
+        raise ValueError(f"{value!r} is not a size, for example 512MB or 1 GiB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether an address is reached from this machine only."""
+    match = _ADDRESS.fullmatch(address)
+    host = match[1].strip("[]") if match else ""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
+
+
+def _is_everywhere(address: str) -> bool:
+    return address.startswith(("tcp://*:", "tcp://0.0.0.0:", "tcp://[::]:"))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text in quotes")
+    if len(value) > 128 or not value.isprintable():
+        raise ValueError(f"{value!r:.40} is longer than 128 characters or has control characters")
+    return value
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{value!r} is not a path")
+    return str(Path(value).expanduser()) if value else ""
+
+
+def _listen_address(value: object) -> str:
+    match = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if not match or int(match[2]) > 65535:
+        raise ValueError(f"{value!r} is not an address of the form tcp://HOST:PORT")
+    return match[0]
+
+
+def _peer_address(value: object) -> str:
+    address = _listen_address(value)
+    if address.endswith(":0") or _is_everywhere(address):
+        raise ValueError(f"{address!r} cannot be connected to: it needs a host and a port above 0")
+    return address
+
+
+def _listed(parse: Parse, separator: str = ",") -> Parse:
+    def parse_list(value: object) -> tuple[Any, ...]:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(separator) if part.strip()]
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{value!r} is not a list")
+        return tuple(dict.fromkeys(parse(one) for one in value))
+
+    return parse_list
+
+
+def _one_of(*names: str) -> Parse:
+    def parse_choice(value: object) -> str:
+        if value not in names:
+            raise ValueError(f"{value!r} is none of {', '.join(names)}")
+        return str(value)
+
+    return parse_choice
+
+
+def _role(value: object) -> Role:
+    return Role(_one_of(Role.CONTROLLER, Role.APP, Role.POOL)(value))
+
+
+def parse_layout(value: object) -> Layout | None:
+    """Return the layout for `4+2`, None for `auto`."""
+    if value == "auto":
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is neither auto nor K+M in quotes")
+    try:
+        layout = Layout.parse(value)
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from None
+    if layout.m == 0 and layout.k > 1:
+        raise ValueError(f"layout {layout} would survive no loss at all: M must be at least 1")
+    return layout
+
+
+def _or_empty(parse: Parse) -> Parse:
+    return lambda value: "" if value == "" else parse(value)
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How one field of `Config` is read, and what it is for."""
+
+    parse: Parse
+    help: str
+    flags: tuple[str, ...] = ()
+    metavar: str = "TEXT"
+    repeatable: bool = False
+
+    @property
+    def is_path(self) -> bool:
+        """Whether values are paths on this machine."""
+        return self.metavar in ("DIR", "FILE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All that the operator decides. Times in seconds, sizes in bytes; empty text means not set."""
+
+    roles: Annotated[
+        tuple[Role, ...],
+        Option(
+            _listed(_role),
+            "What this process is: controller, app, pool, or several of them.",
+            ("--role",),
+            "ROLE",
+            repeatable=True,
+        ),
+    ] = ()
+    name: Annotated[str, Option(_text, "What people call this process; the machine's name if not set.")] = ""
+    machine: Annotated[
+        str,
+        Option(
+            _text,
+            "What is lost together with this process: shards of a file go to different machines. "
+            "The host name if not set.",
+        ),
+    ] = ""
+    zone: Annotated[
+        str,
+        Option(_text, "A room, building or provider that may fail as one; at most m shards go to one zone."),
+    ] = ""
+    controllers: Annotated[
+        tuple[str, ...],
+        Option(
+            _listed(_peer_address),
+            "Where the controllers are. Not needed by a process that is the controller itself.",
+            ("--controller", "--master"),
+            "ADDRESS",
+            repeatable=True,
+        ),
+    ] = (f"tcp://127.0.0.1:{CONTROLLER_PORT}",)
+    data: Annotated[
+        str,
+        Option(
+            _path,
+            "The folder for the data of this process; with several roles each has a folder of its own in it.",
+            metavar="DIR",
+        ),
+    ] = ""
+    listen: Annotated[
+        str,
+        Option(
+            _or_empty(_listen_address),
+            "Where the only role of this process listens; several roles have an address each.",
+            metavar="ADDRESS",
+        ),
+    ] = ""
+    layout: Annotated[
+        Layout | None,
+        Option(
+            parse_layout,
+            'How new files are coded: K+M, or "auto" for a choice by the number of machines.',
+            metavar="K+M",
+        ),
+    ] = None
+    log_level: Annotated[
+        str, Option(_one_of(*LOG_LEVELS), f"How much is logged: {', '.join(LOG_LEVELS)}.", metavar="LEVEL")
+    ] = "info"
+
+    controller_listen: Annotated[
+        str, Option(_listen_address, "Where the controller listens.", metavar="ADDRESS")
+    ] = f"tcp://127.0.0.1:{CONTROLLER_PORT}"
+    controller_advertise: Annotated[
+        str,
+        Option(
+            _or_empty(_peer_address), "Where others reach the controller, if not there.", metavar="ADDRESS"
+        ),
+    ] = ""
+    controller_data: Annotated[
+        str, Option(_path, "The folder of the catalogue: which file is which shards where.", metavar="DIR")
+    ] = ""
+    controller_heartbeat: Annotated[
+        float, Option(parse_duration, "How often pools report to the controller.", metavar="DURATION")
+    ] = 2.0
+    controller_down_after: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "A pool that was not heard of for so long is down: nothing is sent there.",
+            metavar="DURATION",
+        ),
+    ] = 10.0
+    controller_delete_grace: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "Shards of a deleted file are kept for so long, for reads that are under way.",
+            metavar="DURATION",
+        ),
+    ] = 60.0
+    controller_session_lease: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "An app that was not heard of for so long has lost its session, and its unfinished uploads.",
+            metavar="DURATION",
+        ),
+    ] = 60.0
+
+    app_listen: Annotated[
+        str, Option(_listen_address, "Where the app listens for clients.", metavar="ADDRESS")
+    ] = f"tcp://127.0.0.1:{APP_PORT}"
+    app_advertise: Annotated[
+        str,
+        Option(_or_empty(_peer_address), "Where others reach the app, if not there.", metavar="ADDRESS"),
+    ] = ""
+    app_buffer: Annotated[
+        int, Option(parse_size, "Memory for all transfers of the app together.", metavar="SIZE")
+    ] = 96 * _MIB
+
+    pool_listen: Annotated[
+        str, Option(_listen_address, "Where the pool listens for apps and other pools.", metavar="ADDRESS")
+    ] = f"tcp://127.0.0.1:{POOL_PORT}"
+    pool_advertise: Annotated[
+        str,
+        Option(_or_empty(_peer_address), "Where others reach the pool, if not there.", metavar="ADDRESS"),
+    ] = ""
+    pool_data: Annotated[str, Option(_path, "The folder of the shards.", metavar="DIR")] = ""
+    pool_reserve: Annotated[
+        int, Option(parse_size, "Space on the disk that the pool leaves free.", metavar="SIZE")
+    ] = _GIB
+    keys_own: Annotated[
+        tuple[str, ...],
+        Option(
+            _listed(_path, separator=os.pathsep),
+            "File with the secret key of this process, one for each of its roles (droppexd keygen). "
+            "Without keys only loopback works.",
+            ("--key",),
+            "FILE",
+            repeatable=True,
+        ),
+    ] = ()
+    keys_cluster: Annotated[
+        str, Option(_path, "File with the secret key that all servers of the cluster share.", metavar="FILE")
+    ] = ""
+    keys_members: Annotated[
+        str, Option(_path, "File with the public keys of all who may connect.", metavar="FILE")
+    ] = ""
+
+    def listen_address(self, role: Role) -> str:
+        """Return where a role listens."""
+        return str(getattr(self, f"{role}_listen"))
+
+    def folder(self, role: Role) -> Path:
+        """Return the data folder of the controller or the pool."""
+        return Path(getattr(self, f"{role}_data"))
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, object],
+        environment: Mapping[str, str],
+        file: Path | None = None,
+        *,
+        hostname: Callable[[], str] = socket.gethostname,
+    ) -> Self:
+        """Return the validated configuration; raise ConfigError with everything that is wrong.
+
+        `flags` maps fields to what was given on the command line, as text or lists of texts.
+        """
+        given = _Given()
+        if file is not None:
+            given.take_file(file)
+        for name in OPTIONS:
+            variable = variable_of(name)
+            if environment.get(variable):
+                given.take(name, environment[variable], variable, _FROM_ENVIRONMENT)
+        for name, value in flags.items():
+            given.take(name, value, flags_of(name)[0], _FROM_FLAG)
+        config = cls(**given.values)
+        config = dataclasses.replace(config, **_resolved(config, given.origins, hostname))
+        problems = given.problems + _complaints(config, given.origins)
+        if problems:
+            raise ConfigError(problems)
+        return config
+
+
+def _options() -> dict[str, Option]:
+    hints = typing.get_type_hints(Config, include_extras=True)
+    return {field.name: typing.get_args(hints[field.name])[1] for field in dataclasses.fields(Config)}
+
+
+OPTIONS: dict[str, Option] = _options()
+"""The options by field of `Config`."""
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """Return the section of the file ("" for the top) and the key there, for a field of `Config`."""
+    section, _, rest = name.partition("_")
+    return (section, rest) if section in SECTIONS else ("", name)
+
+
+def flags_of(name: str) -> tuple[str, ...]:
+    """Return the flags for a field of `Config`."""
+    return OPTIONS[name].flags or ("--" + name.replace("_", "-"),)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable for a field of `Config`."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+_FROM_FILE, _FROM_ENVIRONMENT, _FROM_FLAG = 1, 2, 3
+"""Where a value came from; the highest counts."""
+
+Origins = Mapping[str, int]
+
+
+class _Given:
+    """What was set anywhere, later over earlier, and what was wrong with it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, int] = {}
+        self.problems: list[str] = []
+
+    def take(self, name: str, value: object, where: str, origin: int) -> None:
+        """Read one value for a field of `Config`."""
+        self.origins[name] = origin
+        try:
+            self.values[name] = OPTIONS[name].parse(value)
+        except (ValueError, TypeError) as error:
+            self.problems.append(f"{where}: {error}")
+
+    def take_file(self, file: Path) -> None:
+        """Read a TOML file. Relative paths in it start at its folder."""
+        try:
+            document = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            self.problems.append(f"{file}: {error.strerror}")
+            return
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            self.problems.append(f"{file}: not valid TOML: {error}")
+            return
+        for key, value in document.items():
+            if key in SECTIONS and isinstance(value, dict):
+                for inner, inner_value in value.items():
+                    self._take_key(key, inner, inner_value, file)
+            else:
+                self._take_key("", key, value, file)
+
+    def _take_key(self, section: str, key: str, value: object, file: Path) -> None:
+        where = f"{file}: {section}.{key}" if section else f"{file}: {key}"
+        name = f"{section}_{key}" if section else key
+        if name not in OPTIONS or key_of(name) != (section, key):
+            self.problems.append(f"{where}: {_unknown(section, key)}")
+            return
+        self.take(name, value, where, _FROM_FILE)
+        if OPTIONS[name].is_path and name in self.values:
+            self.values[name] = _beside(file, self.values[name])
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """Return a path, or several, as seen from the folder of the file that names it."""
+    if isinstance(value, tuple):
+        return tuple(_beside(file, one) for one in value)
+    return str(file.parent / value) if value else ""
+
+
+def _unknown(section: str, key: str) -> str:
+    if not section and key in SECTIONS:
+        return f"[{key}] is a table, not a value"
+    places = {name: key_of(name) for name in OPTIONS}
+    here = [known for part, known in places.values() if part == section]
+    if not section:
+        here += SECTIONS
+    elsewhere = [f"{part}.{known}" if part else known for part, known in places.values() if known == key]
+    near = difflib.get_close_matches(key, here, n=1) or elsewhere[:1]
+    return f"there is no such option; did you mean {near[0]}?" if near else "there is no such option"
+
+
+# -- what must fit together ------------------------------------------------------------------------
+
+
+def _resolved(config: Config, origins: Origins, hostname: Callable[[], str]) -> dict[str, Any]:
+    """Return the fields that follow from other options."""
+    machine = config.machine or hostname()
+    changes: dict[str, Any] = {"machine": machine, "name": config.name or machine}
+    alone = len(config.roles) == 1
+    for role in config.roles:
+        if alone and _outranks("listen", f"{role}_listen", origins):
+            changes[f"{role}_listen"] = config.listen
+        if role != Role.APP and _outranks("data", f"{role}_data", origins) and config.data:
+            changes[f"{role}_data"] = config.data if alone else str(Path(config.data) / role)
+    if Role.CONTROLLER in config.roles and "controllers" not in origins:
+        changes["controllers"] = ()
+    return changes
+
+
+def _outranks(general: str, special: str, origins: Origins) -> bool:
+    """Say whether an option for any role counts and not the one for this role: a flag beats the file."""
+    return origins.get(general, 0) > origins.get(special, 0)
+
+
+def _complaints(config: Config, origins: Origins) -> list[str]:
+    problems: list[str] = []
+    if not config.roles and "roles" not in origins:
+        problems.append("no role: say --role controller, app or pool (or several), or roles = [...]")
+    if config.listen and len(config.roles) > 1:
+        separate = ", ".join(flags_of(f"{role}_listen")[0] for role in config.roles)
+        problems.append(f"--listen is for a process with one role; here use {separate}")
+    problems.extend(_folder_complaints(config))
+    problems.extend(_address_complaints(config))
+    if config.controller_down_after < 2 * config.controller_heartbeat:
+        problems.append("controller.down_after must be at least twice controller.heartbeat")
+    if Role.APP in config.roles and config.app_buffer < 32 * _MIB:
+        problems.append("app.buffer must be at least 32 MiB: a few chunks in flight")
+    return problems
+
+
+def _folder_complaints(config: Config) -> list[str]:
+    problems = []
+    folders: dict[Path, Role] = {}
+    for role in (Role.CONTROLLER, Role.POOL):
+        if role not in config.roles:
+            continue
+        folder = str(getattr(config, f"{role}_data"))
+        if not folder:
+            problems.append(f"the {role} needs a folder: --data DIR, or data in [{role}]")
+            continue
+        other = folders.setdefault(Path(folder).absolute(), role)
+        if other != role:
+            problems.append(f"{other} and {role} cannot share the folder {folder}")
+    return problems
+
+
+def _address_complaints(config: Config) -> list[str]:
+    problems: list[str] = []
+    listening = [config.listen_address(role) for role in config.roles]
+    if config.listen and config.listen not in listening:
+        listening.append(config.listen)
+    if not config.keys_own:
+        problems.extend(
+            f"listening on {address}, where other machines reach it, needs keys: "
+            "make them with `droppexd keygen` and set [keys], or listen on 127.0.0.1"
+            for address in listening
+            if not is_loopback(address)
+        )
+    for role in config.roles:
+        address = config.listen_address(role)
+        if _is_everywhere(address) and not getattr(config, f"{role}_advertise"):
+            problems.append(
+                f"the {role} listens on every interface: say where others reach it "
+                f"with {flags_of(f'{role}_advertise')[0]} tcp://HOST:PORT"
+            )
+    if config.roles and not config.controllers and Role.CONTROLLER not in config.roles:
+        problems.append("controllers is empty: name at least one controller")
+    if not config.keys_own:
+        problems.extend(
+            f"the controller {address} is on another machine, which needs keys: "
+            "make them with `droppexd keygen` and set [keys]"
+            for address in config.controllers
+            if not is_loopback(address)
+        )
+    if len({bool(config.keys_own), bool(config.keys_cluster), bool(config.keys_members)}) > 1:
+        problems.append("keys.own, keys.cluster and keys.members are needed together")
+    return problems
+
+
+def describe_problems(problems: Sequence[str]) -> str:
+    """Return the text that an operator sees: one problem a line."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} problems:", *(f"  {problem}" for problem in problems)])

@@ -1,0 +1,174 @@
+"""What placement promises for any cluster: balance, limits, stability."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from droppexd.model import MISSING, ExtentId, Layout, PoolInfo
+from droppexd.placement import SETS, Placement
+
+LAYOUTS = st.sampled_from(
+    [Layout(1, 1), Layout(1, 2), Layout(2, 1), Layout(2, 2), Layout(4, 2), Layout(8, 3)]
+)
+
+
+def make_pool(number, capacity=1000, machine="", zone=""):
+    return PoolInfo(
+        number=number,
+        pool_id=number.to_bytes(16),
+        name=f"pool-{number}",
+        machine=machine or f"machine-{number}",
+        zone=zone,
+        address="tcp://127.0.0.1:1",
+        state="up",
+        membership="member",
+        capacity=capacity,
+        free=capacity,
+    )
+
+
+@st.composite
+def clusters(draw, least=1, most=20, machines=True, zones=True):
+    numbers = sorted(draw(st.sets(st.integers(1, 500), min_size=least, max_size=most)))
+    many = draw(st.integers(1, len(numbers)))
+    zone_count = draw(st.integers(1, 4))
+    pools = []
+    for number in numbers:
+        machine = draw(st.integers(1, many)) if machines else number
+        zone = f"z{machine % zone_count}" if zones else ""
+        capacity = draw(st.integers(500, 4000))
+        pools.append(make_pool(number, capacity=capacity, machine=f"m{machine}", zone=zone))
+    return pools
+
+
+def one_extent_of_each_set(placement, layout):
+    """Return orders such that each of the placement sets is there once."""
+    return placement._table(layout).orders
+
+
+def chosen_sets(pools, layout):
+    return [order[: layout.total] for order in one_extent_of_each_set(Placement(pools), layout)]
+
+
+def least_limit(rooms, least, size):
+    limit = least
+    while sum(min(limit, room) for room in rooms) < size:
+        limit += 1
+    return limit
+
+
+@settings(max_examples=40, deadline=None)
+@given(pools=clusters(), layout=LAYOUTS)
+def test_an_order_names_each_member_once_and_sets_are_full(pools, layout):
+    numbers = {pool.number for pool in pools}
+    orders = one_extent_of_each_set(Placement(pools), layout)
+    assert len(orders) == SETS
+    for order in orders:
+        assert len(order) == len(numbers)
+        assert set(order) == numbers
+
+
+@settings(max_examples=40, deadline=None)
+@given(pools=clusters(), layout=LAYOUTS)
+def test_machines_and_zones_hold_no_more_shards_than_they_must(pools, layout):
+    machine_of = {pool.number: pool.machine for pool in pools}
+    zone_of = {pool.number: pool.zone for pool in pools}
+    size = min(layout.total, len(pools))
+    per_machine = Counter(machine_of.values())
+    machine_limit = least_limit(per_machine.values(), 1, size)
+    assert machine_limit >= -(-size // len(per_machine))
+    rooms = Counter()
+    for machine, zone in {(pool.machine, pool.zone) for pool in pools}:
+        rooms[zone] += min(machine_limit, per_machine[machine])
+    zone_limit = least_limit(rooms.values(), layout.m, size)
+    for chosen in chosen_sets(pools, layout):
+        assert max(Counter(map(machine_of.__getitem__, chosen)).values()) <= machine_limit
+        assert max(Counter(map(zone_of.__getitem__, chosen)).values()) <= zone_limit
+
+
+@settings(max_examples=40, deadline=None)
+@given(pools=clusters(least=2, machines=False, zones=False), layout=LAYOUTS)
+def test_pools_are_in_as_many_sets_as_their_capacity_entitles_them_to_within_one(pools, layout):
+    counts = Counter(pool for chosen in chosen_sets(pools, layout) for pool in chosen)
+    places = SETS * min(layout.total, len(pools))
+    # A pool can be in each set once; what it is entitled to beyond that goes to the others by weight.
+    share, open_pools, left = {}, list(pools), places
+    while open_pools:
+        weight = sum(pool.capacity for pool in open_pools)
+        full = [pool for pool in open_pools if left * pool.capacity >= SETS * weight]
+        if not full:
+            share |= {pool.number: left * pool.capacity / weight for pool in open_pools}
+            break
+        share |= dict.fromkeys((pool.number for pool in full), SETS)
+        left -= SETS * len(full)
+        open_pools = [pool for pool in open_pools if pool not in full]
+    for pool in pools:
+        assert abs(counts[pool.number] - share[pool.number]) < 1 + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(pools=clusters(least=3), layout=LAYOUTS)
+def test_equal_pools_under_limits_are_in_equally_many_sets_within_one(pools, layout):
+    """On machines of two pools each, whatever the limits are, no pool gets more than another."""
+    even = [
+        make_pool(number, machine=f"m{number // 2}", zone=f"z{number // 4}")
+        for number in range(4, 4 + 4 * max(1, len(pools) // 4))
+    ]
+    counts = Counter(pool for chosen in chosen_sets(even, layout) for pool in chosen)
+    assert max(counts.values()) - min(counts[pool.number] for pool in even) <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(7, 24), layout=LAYOUTS)
+def test_adding_a_pool_moves_about_its_share_of_the_shards(count, layout):
+    pools = [make_pool(number) for number in range(1, count + 1)]
+    before = chosen_sets(pools, layout)
+    after = chosen_sets([*pools, make_pool(count + 1)], layout)
+    places = sum(map(len, after))
+    moved = sum(len(set(new) - set(old)) for old, new in zip(before, after, strict=True))
+    assert moved <= 1.5 * places / (count + 1) + 0.02 * places
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(7, 24), layout=LAYOUTS)
+def test_pools_that_stay_in_a_set_mostly_keep_their_index(count, layout):
+    pools = [make_pool(number) for number in range(1, count + 1)]
+    before = chosen_sets(pools, layout)
+    after = chosen_sets([*pools, make_pool(count + 1)], layout)
+    stayed = kept = 0
+    for old, new in zip(before, after, strict=True):
+        if set(old) == set(new):
+            assert old == new
+            continue
+        staying = set(old) & set(new)
+        stayed += len(staying)
+        kept += sum(old.index(pool) == new.index(pool) for pool in staying)
+    assert kept >= 0.6 * stayed
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(4, 20), layout=LAYOUTS)
+def test_each_pool_has_its_share_of_data_and_of_parity(count, layout):
+    pools = [make_pool(number) for number in range(1, count + 1)]
+    data = Counter(pool for chosen in chosen_sets(pools, layout) for pool in chosen[: layout.k])
+    places = sum(data.values())
+    mean = places / count
+    assert all(abs(data[pool.number] - mean) <= 5 * mean**0.5 for pool in pools)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pools=clusters(), layout=LAYOUTS, counter=st.integers(0, 10**6), data=st.data())
+def test_choice_uses_all_that_can_be_used_and_nothing_else(pools, layout, counter, data):
+    numbers = [pool.number for pool in pools]
+    usable = set(data.draw(st.lists(st.sampled_from(numbers), unique=True)))
+    placement = Placement(pools)
+    extent = ExtentId(1, counter)
+    chosen = placement.choose(extent, layout, usable.__contains__)
+    assert len(chosen) == layout.total
+    taken = [pool for pool in chosen if pool != MISSING]
+    assert len(set(taken)) == len(taken) == min(layout.total, len(usable))
+    assert set(taken) <= usable
+    for index, pool in enumerate(placement.order(extent, layout)[: layout.total]):
+        if pool in usable:
+            assert chosen[index] == pool
