@@ -1,0 +1,378 @@
+"""`droppex`, the terminal client: what its commands are called and which options they take.
+
+`droppex --help` is to be quick: this module imports typer and nothing heavier; each command imports what it
+needs.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+from droppexd import __version__
+from droppexd.cli.exits import EXIT_CODES_HELP, ExitCode
+
+if TYPE_CHECKING:
+    from droppexd.cli.client_session import Session, Work
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="droppex",
+    help="Store files on the machines you already have, and get them back.",
+    epilog=EXIT_CODES_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+BytesFlag = Annotated[bool, typer.Option("--bytes", help="Print sizes as plain numbers of bytes.")]
+ForceFlag = Annotated[bool, typer.Option("--force", "-f", help="Replace what has that name already.")]
+LongFlag = Annotated[bool, typer.Option("--long", "-l", help="Sizes and times as well.")]
+
+
+def main() -> None:
+    """Run `droppex`."""
+    try:
+        app(prog_name="droppex")
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"droppex {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    context: typer.Context,
+    app_address: Annotated[
+        str | None,
+        typer.Option(
+            "--app",
+            metavar="ADDRESS",
+            help="The app to talk to, tcp://HOST:PORT. Else DROPPEX_APP, else a file.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The client file. Else DROPPEX_CONFIG, else ~/.config/droppex/client.toml.",
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep the options in front of the command for the command."""
+    del version
+    context.obj = (app_address, config, quiet, as_json)
+
+
+class _Command:
+    """What every command starts with: its output, and how to end with the exit code of its work."""
+
+    def __init__(self, context: typer.Context, *, as_json: bool = False, quiet: bool = False) -> None:
+        from droppexd.cli.client_session import GlobalOptions, make_output
+
+        self.options = GlobalOptions(*context.obj)
+        self.output = make_output(self.options, as_json=as_json, quiet=quiet)
+
+    def run(self, work: "Work", *, abandon_blocking: bool = False) -> int:
+        """Do the work with a client and return the exit code."""
+        from droppexd.cli.client_session import run_command
+
+        return run_command(self.options, self.output, work, abandon_blocking=abandon_blocking)
+
+    def finish(self, work: "Work", *, abandon_blocking: bool = False) -> NoReturn:
+        """Do the work with a client and end with its exit code."""
+        raise typer.Exit(self.run(work, abandon_blocking=abandon_blocking))
+
+    def checked(self, check: "Callable[[], T]") -> "T":
+        """Return what `check` makes of the command line; end with one line when it is wrong."""
+        from droppexd.cli.exits import exit_code
+        from droppexd.errors import DroppexError
+
+        try:
+            return check()
+        except DroppexError as error:
+            self.output.error(error)
+            raise typer.Exit(exit_code(error)) from None
+
+
+@app.command()
+def put(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LOCAL... [REMOTE]",
+            help="Files or, with -r, folders; `-` is standard input. The last of several is the remote name, "
+            "or with a slash at its end the remote folder.",
+        ),
+    ],
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Store whole folders.")] = False,
+    force: ForceFlag = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="K+M", help="How to code the file, as in 4+2; else the cluster chooses."),
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Store files; print a receipt for each.
+
+    A name that exists is refused unless --force is given. With -r or several files each file is stored
+    whole or not at all, but not all of them together: when some fail, the others are stored, and the exit
+    code is 1. Links and special files in a folder are left out. A name without a folder goes to the folder
+    `files`.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_arguments import parse_layout, plan_put
+    from droppexd.cli.client_transfers import PutOptions, reads_streams
+    from droppexd.cli.client_transfers import put as put_files
+
+    uploads = command.checked(lambda: plan_put(arguments))
+    options = PutOptions(recursive, force, command.checked(lambda: parse_layout(layout)))
+    command.finish(
+        lambda session: put_files(session, uploads, options), abandon_blocking=reads_streams(uploads)
+    )
+
+
+@app.command()
+def get(
+    context: typer.Context,
+    remote: Annotated[str, typer.Argument(metavar="REMOTE", help="A file or, with -r, a folder.")],
+    local: Annotated[
+        str | None,
+        typer.Argument(metavar="[LOCAL]", help="Where to; `-` is standard output. Else its own name, here."),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Fetch everything below a folder.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="START-END",
+            help="Only these bytes, both included, from 0; or START- or -LAST.",
+        ),
+    ] = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Fetch a file, or with -r a folder.
+
+    A local file that exists is refused unless --force is given. A file appears under its name when all of
+    it is there and its BLAKE3 matched, and not before. With -r this holds for each file, not for all of them
+    together: when some fail, the others are fetched, and the exit code is 1. Nothing is written outside
+    LOCAL, and no link in it is followed.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_arguments import STREAM, WHOLE, parse_range, refuse_get
+    from droppexd.cli.client_transfers import GetOptions, get_tree
+    from droppexd.cli.client_transfers import get as get_file
+
+    command.checked(lambda: refuse_get(local, recursive=recursive, part=part, as_json=command.output.as_json))
+    options = GetOptions(force, WHOLE if part is None else command.checked(lambda: parse_range(part)))
+    work = get_tree if recursive else get_file
+    command.finish(lambda session: work(session, remote, local, options), abandon_blocking=local == STREAM)
+
+
+@app.command()
+def cat(
+    context: typer.Context, names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Files.")]
+) -> None:
+    """Write files to standard output."""
+    command = _Command(context)
+
+    from droppexd.cli.client_transfers import cat as cat_files
+
+    command.finish(lambda session: cat_files(session, names), abandon_blocking=True)
+
+
+@app.command()
+def ls(
+    context: typer.Context,
+    prefixes: Annotated[
+        list[str] | None, typer.Argument(metavar="[PREFIX]...", help="`folder/`, or how names begin.")
+    ] = None,
+    long: LongFlag = False,
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="All names, not only folders.")
+    ] = False,
+    exact: BytesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List names, in order; folders end in a slash."""
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_names import ListOptions, list_names
+
+    options = ListOptions(long, recursive, exact)
+    command.finish(lambda session: list_names(session, prefixes or [], options))
+
+
+@app.command()
+def find(
+    context: typer.Context,
+    pattern: Annotated[
+        str,
+        typer.Argument(metavar="PATTERN", help="A glob over whole names: `*` `**` `?` `[...]`. Quote it."),
+    ],
+    long: LongFlag = False,
+    exact: BytesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the names that match a pattern."""
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_names import ListOptions, find_names
+
+    options = ListOptions(long=long, exact=exact)
+    command.finish(lambda session: find_names(session, pattern, options))
+
+
+@app.command()
+def stat(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Files.")],
+    exact: BytesFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show all that is known of a file: content, layout, where each shard is, what it survives."""
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_names import stat_names
+
+    command.finish(lambda session: stat_names(session, names, exact=exact))
+
+
+@app.command()
+def rm(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Files or, with -r, folders.")],
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Remove everything below a folder; asks first.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Remove files.
+
+    With -r each file is removed by itself: when some fail, the others are removed, and the exit code is 1.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_names import remove
+
+    if recursive and not yes:
+        _confirm_removal(command, names)
+    command.finish(lambda session: remove(session, names, recursive=recursive))
+
+
+def _confirm_removal(command: _Command, names: list[str]) -> None:
+    """Ask, outside of the event loop, so that Ctrl-C ends the question as well."""
+    from droppexd.cli.client_arguments import refuse_unasked
+    from droppexd.cli.client_names import Amount, count_below
+
+    command.checked(lambda: refuse_unasked(sys.stdin.isatty()))
+    counted: list[Amount] = []
+
+    async def count(session: "Session") -> int:
+        counted.append(await count_below(session, names))
+        return 0
+
+    code = command.run(count)
+    if code:
+        raise typer.Exit(code)
+    if not _says_yes(f"Remove {counted[0]}?"):
+        raise typer.Exit(1)
+
+
+def _says_yes(question: str) -> bool:
+    """Ask on the terminal, with no as the default. typer's own question makes a Ctrl-C an exit code of 1."""
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+@app.command()
+def mv(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Its new name, or `folder/`.")],
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Give a file another name. Its bytes stay where they are."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_names import rename
+
+    command.finish(lambda session: rename(session, source, target, force=force, keep=False))
+
+
+@app.command()
+def cp(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The further name, or `folder/`.")],
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Give a file one more name. No byte is copied; either name may be replaced or removed later."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_names import rename
+
+    command.finish(lambda session: rename(session, source, target, force=force, keep=True))
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    check: Annotated[bool, typer.Option("--check", help="Fail when something needs a person.")] = False,
+    exact: BytesFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Show the cluster at a glance."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_names import show_status
+
+    command.finish(lambda session: show_status(session, exact=exact, check=check))
+
+
+@app.command()
+def pools(context: typer.Context, exact: BytesFlag = False, as_json: JsonFlag = False) -> None:
+    """List the pools: where they are, how they are, how full they are."""
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_names import show_pools
+
+    command.finish(lambda session: show_pools(session, exact=exact))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""What `droppex` prints: lines for people, one JSON document for programs."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol, Self, TextIO
+
+from droppexd.cli.exits import ReaderGone, error_text, printable
+from droppexd.model import (
+    ClusterStatus,
+    ExtentPlaces,
+    FileEntry,
+    Membership,
+    PoolInfo,
+    PoolState,
+    Receipt,
+)
+from droppexd.wire.messages import Described, Status
+
+Document = Any
+"""What `json.dumps` takes."""
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def size_text(size: int, *, exact: bool = False) -> str:
+    """Return a size for people, in binary units, or the plain number of bytes."""
+    if exact:
+        return str(size)
+    if size < 1024:
+        return f"{size} B"
+    value = float(size)
+    for unit in _UNITS:
+        value /= 1024
+        if value < 1023.95 or unit == _UNITS[-1]:
+            break
+    return f"{value:.1f} {unit}"
+
+
+def time_text(moment_ms: int) -> str:
+    """Return a moment for people, in local time."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def time_document(moment_ms: int) -> str:
+    """Return a moment for programs: ISO 8601, UTC."""
+    text = datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def count_text(count: int, one: str, several: str = "") -> str:
+    """Return `1 file` or `3 files`."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
+def rate_text(size: int, seconds: float) -> str:
+    """Return a speed for people."""
+    return f"{size_text(round(size / seconds))}/s" if seconds > 0 else "-"
+
+
+def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Return the rows as lines with aligned columns; the columns in `right` are aligned to the right."""
+    kept = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*kept, strict=True)] if kept else []
+    return [
+        "  ".join(
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in kept
+    ]
+
+
+# -- where it goes ---------------------------------------------------------------------------------
+
+
+class LinePrinter(Protocol):
+    """Prints a line above a moving progress bar."""
+
+    def __call__(self, text: str) -> None:
+        """Print one line."""
+        ...
+
+
+class Output:
+    """The standard streams of one command, and what its user wants to see on them."""
+
+    def __init__(
+        self, *, quiet: bool, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None
+    ) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+        self._stdout = stdout or sys.stdout
+        self._stderr = stderr or sys.stderr
+        self.on_terminal = self._stdout.isatty()
+        self.progress_wanted = not quiet and self._stderr.isatty()
+        self._above_bar: LinePrinter | None = None
+
+    def text(self, name: str) -> str:
+        """Return a name as it is, or on a terminal without what could move the cursor."""
+        return printable(name) if self.on_terminal else name
+
+    def line(self, text: str) -> None:
+        """Print a line that is the result of the command, and no JSON."""
+        if self._above_bar is not None and self.on_terminal:
+            self._above_bar(text)
+        else:
+            self.write(f"{text}\n")
+
+    def say(self, text: str) -> None:
+        """Print a line that says what was done; not when nobody wants it."""
+        if not (self.quiet or self.as_json):
+            self.line(text)
+
+    def note(self, text: str) -> None:
+        """Tell something that is no error beside the output, on standard error."""
+        if not self.quiet:
+            self._complain(f"droppex: {printable(text)}")
+
+    def error(self, error: BaseException, subject: str = "") -> None:
+        """Tell an error, on standard error."""
+        self._complain(f"droppex: {error_text(error, subject)}")
+
+    def document(self, document: Document) -> None:
+        """Print the one JSON document of the command."""
+        self.write(json.dumps(document, indent=2) + "\n")
+
+    def write(self, text: str) -> None:
+        """Write to standard output. Raise ReaderGone when nobody reads it."""
+        try:
+            self._stdout.write(text)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def flush(self) -> None:
+        """Write out what is buffered. Raise ReaderGone when nobody reads it."""
+        try:
+            self._stdout.flush()
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    @contextmanager
+    def lines_above_bar(self, printer: LinePrinter) -> Iterator[None]:
+        """Send lines for the terminal through `printer` while a progress bar moves there."""
+        self._above_bar = printer
+        try:
+            yield
+        finally:
+            self._above_bar = None
+
+    def _complain(self, text: str) -> None:
+        if self._above_bar is not None:
+            self._above_bar(text)
+        else:
+            try:
+                self._stderr.write(f"{text}\n")
+            except BrokenPipeError:
+                raise ReaderGone from None
+
+
+class Items:
+    """Results that come one after another: lines for people, or the items of one JSON list.
+
+    Use it as a context manager. An error closes the list as well, so that the document can be read.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        if self._output.as_json:
+            self._output.write("[")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._output.as_json and kind is not ReaderGone:
+            self._output.write("\n]\n" if self._count else "]\n")
+
+    def add(self, document: Document) -> None:
+        """Add an item to the JSON list."""
+        self._output.write((",\n  " if self._count else "\n  ") + json.dumps(document))
+        self._count += 1
+
+
+def discard_stdout() -> None:
+    """Point standard output nowhere, so that the interpreter's last flush cannot fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def losses_text(pools: int, machines: int) -> str:
+    """Return what may be lost, in words."""
+    if pools < 0:
+        return "cannot be read now: too many shards are missing"
+    if pools == 0:
+        return "survives no loss of a pool"
+    whole = f"or {count_text(machines, 'machine')}" if machines > 0 else "but of no machine"
+    return f"survives the loss of {count_text(pools, 'pool')} {whole}"
+
+
+def receipt_line(receipt: Receipt) -> str:
+    """Return the receipt of a put as a line."""
+    note = f"; {printable(receipt.note)}" if receipt.note else ""
+    did = "replaced" if receipt.replaced else "stored"
+    losses = losses_text(receipt.survives_pools, receipt.survives_machines)
+    where = f"{receipt.layout}, {losses}" if receipt.size else "kept in the catalogue alone"
+    return (
+        f"{did} {printable(receipt.name)}: {size_text(receipt.size)}, {where}, "
+        f"version {receipt.version}, blake3 {receipt.blake3.hex()}{note}"
+    )
+
+
+def receipt_document(receipt: Receipt) -> Document:
+    """Return the receipt of a put for programs."""
+    return {
+        "name": receipt.name,
+        "version": str(receipt.version),
+        "size": receipt.size,
+        "blake3": receipt.blake3.hex(),
+        "layout": receipt.layout,
+        "survives_pools": receipt.survives_pools,
+        "survives_machines": receipt.survives_machines,
+        "replaced": receipt.replaced,
+        "note": receipt.note,
+    }
+
+
+def entry_line(entry: FileEntry, output: Output, *, long: bool, exact: bool) -> str:
+    """Return a line of a listing: the name, with `long` behind its size and time."""
+    name = output.text(entry.name)
+    if not long:
+        return name
+    if entry.folder:
+        return f"{'-':>12}  {'-':16}  {name}"
+    return f"{size_text(entry.size, exact=exact):>12}  {time_text(entry.created_ms)}  {name}"
+
+
+def entry_document(entry: FileEntry) -> Document:
+    """Return a line of a listing for programs."""
+    if entry.folder:
+        return {"name": entry.name, "folder": True}
+    return {
+        "name": entry.name,
+        "folder": False,
+        "size": entry.size,
+        "created": time_document(entry.created_ms),
+        "version": None if entry.version is None else str(entry.version),
+    }
+
+
+def layout_text(described: Described) -> str:
+    """Return the layouts of a file's extents; most files have one."""
+    return ", ".join(dict.fromkeys(str(extent.layout) for extent in described.extents)) or "-"
+
+
+def described_document(described: Described) -> Document:
+    """Return all that is known of a file, for programs."""
+    return {
+        "name": described.name,
+        "version": str(described.version),
+        "size": described.size,
+        "blake3": described.blake3.hex(),
+        "created": time_document(described.created_ms),
+        "names": described.names,
+        "metadata": {pair[0]: pair[1] for pair in described.metadata},
+        "layout": layout_text(described),
+        "survives_pools": described.survives_pools,
+        "survives_machines": described.survives_machines,
+        "extents": [_extent_document(extent) for extent in described.extents],
+    }
+
+
+def _extent_document(extent: ExtentPlaces) -> Document:
+    return {
+        "id": str(extent.id),
+        "layout": str(extent.layout),
+        "size": extent.size,
+        "shards": [
+            {
+                "index": shard.index,
+                "pool": shard.pool,
+                "name": shard.name,
+                "machine": shard.machine,
+                "state": shard.state,
+            }
+            for shard in extent.shards
+        ],
+    }
+
+
+def described_lines(described: Described, output: Output, *, exact: bool) -> list[str]:
+    """Return all that is known of a file, for people."""
+    size = str(described.size) if exact else f"{size_text(described.size)} ({described.size} bytes)"
+    lines = [
+        f"name      {output.text(described.name)}",
+        f"version   {described.version}",
+        f"size      {size}",
+        f"blake3    {described.blake3.hex()}",
+        f"stored    {time_text(described.created_ms)}",
+        f"names     {described.names}",
+        f"layout    {layout_text(described)}",
+        f"losses    {losses_text(described.survives_pools, described.survives_machines)}",
+    ]
+    lines += [f"metadata  {printable(key)} = {printable(value)}" for key, value in described.metadata]
+    for extent in described.extents:
+        lines.append(f"extent    {extent.id}: {size_text(extent.size, exact=exact)}, {extent.layout}")
+        rows = (
+            (
+                f"  {shard.index}",
+                "data" if shard.index < extent.layout.k else "parity",
+                printable(shard.name) or (f"pool {shard.pool}" if shard.pool else "-"),
+                printable(shard.machine) or "-",
+                shard.state,
+            )
+            for shard in extent.shards
+        )
+        lines += table(rows, right=(0,))
+    return lines
+
+
+# -- cluster ---------------------------------------------------------------------------------------
+
+
+def problems(status: ClusterStatus) -> list[str]:
+    """Return what needs a person, a line each; nothing when all is well."""
+    found = list(status.warnings)
+    found += [
+        f"pool {pool.name or pool.number} on {pool.machine or '?'} is {pool.state}"
+        for pool in status.pools
+        if pool.membership != Membership.REMOVED and pool.state != PoolState.UP
+    ]
+    for count in status.survival:
+        if count.files and count.survives < 0:
+            found.append(f"{count_text(count.files, 'file')} cannot be read now")
+        elif count.files and count.survives == 0:
+            found.append(f"{count_text(count.files, 'file')} would not survive the loss of one more pool")
+    return found
+
+
+def pool_document(pool: PoolInfo) -> Document:
+    """Return a pool for programs."""
+    return {
+        "number": pool.number,
+        "id": pool.pool_id.hex(),
+        "name": pool.name,
+        "machine": pool.machine,
+        "zone": pool.zone,
+        "address": pool.address,
+        "state": pool.state,
+        "membership": pool.membership,
+        "capacity": pool.capacity,
+        "free": pool.free,
+        "shards": pool.shards,
+    }
+
+
+def pool_lines(pools: Sequence[PoolInfo], *, exact: bool) -> list[str]:
+    """Return the pools as a table for people."""
+    if not pools:
+        return ["no pool has announced itself yet"]
+    rows = [("POOL", "NAME", "MACHINE", "ZONE", "STATE", "MEMBER", "FREE", "OF", "SHARDS", "ADDRESS")]
+    rows += [
+        (
+            str(pool.number),
+            printable(pool.name) or "-",
+            printable(pool.machine) or "-",
+            printable(pool.zone) or "-",
+            pool.state,
+            pool.membership,
+            size_text(pool.free, exact=exact),
+            size_text(pool.capacity, exact=exact),
+            str(pool.shards),
+            printable(pool.address),
+        )
+        for pool in pools
+    ]
+    return table(rows, right=(0, 6, 7, 8))
+
+
+def status_document(reply: Status) -> Document:
+    """Return the cluster at a glance, for programs."""
+    status = reply.status
+    return {
+        "cluster_id": status.cluster_id.hex(),
+        "term": status.term,
+        "controllers": list(status.controllers),
+        "apps": list(reply.apps),
+        "sessions": status.sessions,
+        "files": status.files,
+        "size": status.size,
+        "extents": status.extents,
+        "garbage": status.garbage,
+        "survival": [
+            {"survives": count.survives, "files": count.files, "extents": count.extents}
+            for count in status.survival
+        ],
+        "pools": [pool_document(pool) for pool in status.pools],
+        "warnings": list(status.warnings),
+        "problems": problems(status),
+    }
+
+
+def status_lines(reply: Status, *, exact: bool) -> list[str]:
+    """Return the cluster at a glance, for people."""
+    status = reply.status
+    size = size_text(status.size, exact=exact)
+    apps = ", ".join(map(printable, reply.apps)) or "-"
+    lines = [
+        f"cluster      {status.cluster_id.hex()}, term {status.term}",
+        f"controllers  {', '.join(map(printable, status.controllers)) or '-'}",
+        f"apps         {apps} ({count_text(status.sessions, 'session')})",
+        f"files        {count_text(status.files, 'file')}, {size}, {count_text(status.extents, 'extent')}",
+    ]
+    lines += [f"losses       {_survival_text(count.survives, count.files)}" for count in status.survival]
+    work = f"{count_text(status.garbage, 'removed extent')} to be cleared away" if status.garbage else "none"
+    lines.append(f"work         {work}")
+    lines += ["", *pool_lines(status.pools, exact=exact), ""]
+    found = problems(status)
+    lines += [f"needs a person: {printable(problem)}" for problem in found] or ["all is well"]
+    return lines
+
+
+def _survival_text(survives: int, files: int) -> str:
+    counted = count_text(files, "file")
+    if survives < 0:
+        return f"{counted} cannot be read now"
+    return f"{counted} would survive the loss of {count_text(survives, 'more pool', 'more pools')}"

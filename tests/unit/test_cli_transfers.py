@@ -1,0 +1,233 @@
+"""A put that breaks off is tried once more, as a whole; a get follows a name that is replaced meanwhile."""
+
+import io
+import os
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+import trio
+from blake3 import blake3
+from trio.testing import MockClock
+
+from droppexd.cli.client_arguments import WHOLE, ByteRange, Upload
+from droppexd.cli.client_session import Session
+from droppexd.cli.client_transfers import GetOptions, PutOptions, get, put
+from droppexd.cli.render import Output
+from droppexd.errors import (
+    Conflict,
+    IntegrityError,
+    NotAuthorised,
+    NotEnoughShards,
+    NotFound,
+    PeerError,
+    StaleRead,
+)
+from droppexd.model import ExtentId, ExtentPlaces, Layout, Receipt, VersionId
+from droppexd.wire.messages import Described
+
+CONTENT = b"content" * 1000
+
+
+def receipt_of(name, data):
+    return Receipt(
+        name=name,
+        version=VersionId(1, 1),
+        size=len(data),
+        blake3=blake3(data).digest(),
+        layout="1+2",
+        survives_pools=2,
+        survives_machines=0,
+    )
+
+
+class FakeClient:
+    """A cluster of one dictionary that fails as it is told."""
+
+    def __init__(self, *failures, commits_first=False):
+        self.failures = list(failures)
+        self.commits_first = commits_first
+        self.files = {}
+        self.attempts = 0
+        self.progress = 0
+
+    async def put_file(self, name, source, *, size, condition, layout, metadata, progress):
+        self.attempts += 1
+        await trio.lowlevel.checkpoint()
+        data = source.read(10_000_000)
+        assert size == len(data)
+        progress(len(data))
+        failure = self.failures.pop(0) if self.failures else None
+        if condition.absent and name in self.files:
+            raise Conflict(f"{name} exists")
+        if failure is None or self.commits_first:
+            self.files[name] = data
+        if failure is not None:
+            raise failure
+        return receipt_of(name, data)
+
+    async def describe(self, name):
+        await trio.lowlevel.checkpoint()
+        if name not in self.files:
+            raise NotFound(name)
+        data = self.files[name]
+        return Described(
+            name=name,
+            version=VersionId(1, 7),
+            size=len(data),
+            blake3=blake3(data).digest(),
+            created_ms=0,
+            names=1,
+            metadata=(),
+            extents=(ExtentPlaces(id=ExtentId(1, 1), layout=Layout(1, 2), size=len(data), shards=()),),
+            survives_pools=2,
+            survives_machines=0,
+        )
+
+    @asynccontextmanager
+    async def open_read(self, name, *, start=0, length=None, version=None):
+        await trio.lowlevel.checkpoint()
+        data = self.files[name][start:]
+        data = data if length is None else data[:length]
+        client = self
+
+        class Read:
+            info = SimpleNamespace(
+                version=VersionId(1, 1), blake3=blake3(data).digest(), metadata=(("mtime", "7"),)
+            )
+            rebuilt_parts = 3
+            length = len(data)
+
+            async def write_to(self, target, progress):
+                target.write(data)
+                progress(len(data))
+                await trio.lowlevel.checkpoint()
+                if client.failures:
+                    raise client.failures.pop(0)
+
+        yield Read()
+
+
+def run(function, client, *args):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    session = Session(client, Output(quiet=False, as_json=False, stdout=stdout, stderr=stderr))
+
+    async def main():
+        return await function(session, *args)
+
+    return trio.run(main, clock=MockClock(autojump_threshold=0)), stdout.getvalue(), stderr.getvalue()
+
+
+@pytest.fixture
+def local(tmp_path):
+    path = tmp_path / "local"
+    path.write_bytes(CONTENT)
+    return str(path)
+
+
+def put_it(client, path, **options):
+    return run(put, client, [Upload(path, "docs/a")], PutOptions(**options))
+
+
+@pytest.mark.parametrize(
+    "failure", [PeerError("lost"), NotEnoughShards("pools died"), ExceptionGroup("", [PeerError("lost")])]
+)
+def test_a_put_that_broke_off_is_tried_once_more(local, failure):
+    client = FakeClient(failure)
+    code, stdout, stderr = put_it(client, local)
+    assert (code, client.attempts) == (0, 2)
+    assert client.files == {"docs/a": CONTENT}
+    assert "stored docs/a" in stdout
+    assert "once more" in stderr
+
+
+def test_a_put_is_not_tried_a_third_time(local):
+    client = FakeClient(*[NotEnoughShards("pools died")] * 2)
+    code, stdout, _ = put_it(client, local)
+    assert (code, client.attempts, stdout) == (5, 2, "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"), [(NotAuthorised("no"), 1), (IntegrityError("changed"), 1), (Conflict("exists"), 4)]
+)
+def test_what_would_fail_again_is_not_tried_again(local, failure, code):
+    client = FakeClient(failure)
+    assert put_it(client, local)[0] == code
+    assert client.attempts == 1
+
+
+def test_a_first_attempt_that_was_committed_after_all_is_no_conflict(local):
+    client = FakeClient(PeerError("the answer was lost"), commits_first=True)
+    code, stdout, _ = put_it(client, local)
+    assert code == 0
+    assert "version 1-7" in stdout
+    assert "first attempt" in stdout
+
+
+def test_somebody_elses_file_is_a_conflict_after_a_retry_too(local):
+    class Raced(FakeClient):
+        async def put_file(self, name, source, **options):
+            try:
+                return await super().put_file(name, source, **options)
+            except PeerError:
+                self.files[name] = b"theirs"
+                raise
+
+    client = Raced(PeerError("lost"))
+    assert put_it(client, local)[0] == 4
+    assert client.files == {"docs/a": b"theirs"}
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    client = FakeClient(PeerError("lost"))
+
+    async def put_file(name, source, *, size, progress, **options):
+        client.attempts += 1
+        raise PeerError("lost")
+
+    client.put_file = put_file
+    writer = os.open(path, os.O_RDWR)
+    try:
+        assert put_it(client, str(path))[0] == 6
+    finally:
+        os.close(writer)
+    assert client.attempts == 1
+
+
+def test_a_name_that_is_replaced_while_it_is_read_is_read_again(tmp_path):
+    client = FakeClient(StaleRead("gone"))
+    client.files["docs/a"] = CONTENT
+    target = tmp_path / "out"
+    code, stdout, _ = run(get, client, "docs/a", str(target), GetOptions())
+    assert code == 0
+    assert target.read_bytes() == CONTENT
+    assert target.stat().st_mtime == 7
+    assert "3 chunks rebuilt" in stdout
+
+
+@pytest.mark.parametrize("failure", [IntegrityError("wrong"), NotEnoughShards("few"), PeerError("lost")])
+def test_a_get_that_fails_leaves_nothing(tmp_path, failure):
+    client = FakeClient(failure)
+    client.files["docs/a"] = CONTENT
+    with pytest.raises(type(failure)):
+        run(get, client, "docs/a", str(tmp_path / "out"), GetOptions())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [
+        (WHOLE, CONTENT),
+        (ByteRange(3, 4), CONTENT[3:7]),
+        (ByteRange(6990, None), CONTENT[6990:]),
+        (ByteRange(0, 5, from_end=True), CONTENT[-5:]),
+        (ByteRange(0, 10**9, from_end=True), CONTENT),
+    ],
+)
+def test_parts_of_a_file(tmp_path, part, wanted):
+    client = FakeClient()
+    client.files["docs/a"] = CONTENT
+    run(get, client, "docs/a", str(tmp_path / "out"), GetOptions(part=part))
+    assert (tmp_path / "out").read_bytes() == wanted
