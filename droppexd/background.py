@@ -21,11 +21,9 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        lone = group
-        while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
-            lone = lone.exceptions[0]
-        if lone is group:
+        if len(group.exceptions) > 1:
             raise
+        lone = group.exceptions[0]
     if lone is not None:
         try:
             raise lone

@@ -74,8 +74,8 @@ class Client:
     async def connect(self, *, timeout_s: float) -> None:
         """Return when the app is there. Raise PeerError when it is not, or not in time.
 
-        The other methods connect by themselves, but a put waits for its turn much longer than one waits for an
-        app that may not be there at all.
+        The other methods connect by themselves, but a put waits for its turn much longer than one waits for
+        an app that may not be there at all.
         """
         await self._connections.connect(self._address, timeout_s=timeout_s)
 

@@ -186,7 +186,7 @@ class _Fetch:
         return self._pieces
 
     def _sources(self) -> list[int]:
-        """Return the shards worth asking for, the best first: wanted, then data, then parity, suspects last."""
+        """Return the shards worth asking for, best first: wanted, data, parity; suspects last."""
         wanted = self._wanted
         return sorted(
             (index for index in self._pools if index not in self._failures and index not in self._pieces),

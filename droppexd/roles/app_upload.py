@@ -52,6 +52,9 @@ CONNECT_S = 2.0
 STALL_S = 5.0
 """A pool that makes no progress for so long while others do is given up."""
 
+_LOOK_S = 0.5
+"""How often a pool that is waited for is compared with the others."""
+
 PIECE_S = 120.0
 """The longest that a piece may take when every pool is slow: backpressure, not failure."""
 
@@ -207,8 +210,7 @@ class Upload:
         else:
             await extent.opened.wait()
             self._turns.check()
-        now = self._outlets.runtime.clock.now()
-        sent = _Sent(chunk, encoded, last=last or extent.chunks == EXTENT_CHUNKS, at=now)
+        sent = _Sent(chunk, encoded, last=last or extent.chunks == EXTENT_CHUNKS)
         for target in extent.alive:
             self._send_piece(extent, target, sent)
         return extent, sent
@@ -339,26 +341,21 @@ class Upload:
             except DroppexError as error:
                 target.failure = f"{target.address}: {error}"
             else:
-                sent.written += 1
                 self._note_written(target, reply)
+                if sent.progress_at is None:
+                    sent.progress_at = target.heard
 
     async def _settled_or_stalled(
         self, target: _Target, pending: Pending[PieceWritten], sent: "_Sent"
     ) -> None:
         """Wait for an answer for as long as its pool gets on, or the others do not either."""
         clock = self._outlets.runtime.clock
-
-        def patience_s() -> float:
-            return max(sent.at, target.heard) + STALL_S - clock.now()
-
-        wait_s = max(0.0, patience_s())
-        while not await pending.settled(wait_s):
-            wait_s = patience_s()
-            if wait_s > 0:
-                continue
-            if sent.written or any(other.done for other in sent.pending.values()):
+        while not await pending.settled(_LOOK_S):
+            now = clock.now()
+            if sent.progress_at is None and any(other.done for other in sent.pending.values()):
+                sent.progress_at = now
+            if sent.progress_at is not None and now - max(sent.progress_at, target.heard) >= STALL_S:
                 return
-            wait_s = STALL_S
 
     def _note_written(self, target: _Target, reply: PieceWritten) -> None:
         target.heard = self._outlets.runtime.clock.now()
@@ -430,12 +427,12 @@ class Upload:
 class _Sent:
     """One chunk on its way to the pools."""
 
-    __slots__ = ("at", "chunk", "encoded", "last", "pending", "written")
+    __slots__ = ("chunk", "encoded", "last", "pending", "progress_at")
 
-    def __init__(self, chunk: int, encoded: EncodedChunk, *, last: bool, at: float) -> None:
-        self.at = at
+    def __init__(self, chunk: int, encoded: EncodedChunk, *, last: bool) -> None:
         self.chunk = chunk
         self.encoded = encoded
         self.last = last
         self.pending: dict[int, Pending[PieceWritten]] = {}
-        self.written = 0
+        self.progress_at: float | None = None
+        """When it was seen that a pool had taken its piece."""

@@ -18,10 +18,10 @@ from functools import partial
 
 import trio
 
+from droppexd.background import open_background
 from droppexd.errors import PeerError
 from droppexd.model import Role
 from droppexd.runtime import Entropy
-from droppexd.wire.background import open_background
 from droppexd.wire.transport import (
     ChannelCallback,
     Frame,

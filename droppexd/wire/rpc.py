@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import trio
 
+from droppexd.background import open_background
 from droppexd.errors import (
     DroppexError,
     LocalProtocolError,
@@ -29,7 +30,6 @@ from droppexd.errors import (
     RemoteProtocolError,
 )
 from droppexd.model import Role
-from droppexd.wire.background import open_background
 from droppexd.wire.codec import MAX_REMAINING_MS, UndecodableRequest, decode, encode
 from droppexd.wire.messages import Failed, Message, Reply, Request
 from droppexd.wire.transport import MAX_HEADER_BYTES, Channel, Frame, Listener, Peer, Transport

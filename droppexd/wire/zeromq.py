@@ -26,9 +26,9 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from droppexd.background import open_background
 from droppexd.errors import ConfigError, PeerError
 from droppexd.model import Role
-from droppexd.wire.background import open_background
 from droppexd.wire.keys import Member, TransportKeys
 from droppexd.wire.transport import (
     MAX_FRAME_BYTES,

@@ -1,0 +1,533 @@
+"""The catalogue of one master: which file is which shards where, over any engine.
+
+Every change is judged in order by one task. What waits is gathered into one transaction of the engine,
+and while that is flushed the next changes gather: the more wait, the less each costs. Each transaction
+compares the term's key, so that a master that was deposed changes nothing more. Reads go to the engine.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+
+from droppexd.background import open_background
+from droppexd.catalog import survey
+from droppexd.catalog.batch import EXTENTS_AT_ONCE, Batch, Change
+from droppexd.catalog.changes import (
+    ChangeExtent,
+    CommitVersion,
+    ConfirmGarbage,
+    Expected,
+    ForgetOutcomes,
+    OpenSession,
+    RemoveName,
+    RenameName,
+    SavePool,
+    SaveSession,
+)
+from droppexd.catalog.engine import MAX_RANGE, Compare, Engine, Entry, Operation
+from droppexd.catalog.grace import Grace
+from droppexd.catalog.keys import (
+    CLUSTER,
+    DEGRADED,
+    NUMBERS,
+    PLACEMENTS,
+    POOLS,
+    SESSIONS,
+    TERM,
+    TOTALS,
+    degraded_key,
+    end_of,
+    extent_key,
+    garbage_key,
+    name_key,
+    parse_degraded,
+    parse_placement,
+    parse_session,
+    parse_work,
+    version_key,
+    work_key,
+)
+from droppexd.catalog.listing import Page, find_names, list_names
+from droppexd.catalog.placements import Counts
+from droppexd.catalog.records import (
+    Numbers,
+    Totals,
+    pack_fields,
+    unpack_extent,
+    unpack_fields,
+    unpack_garbage,
+    unpack_name,
+    unpack_numbers,
+    unpack_pool,
+    unpack_session,
+    unpack_totals,
+    unpack_version,
+)
+from droppexd.catalog.state import Session, State
+from droppexd.errors import CatalogError, DroppexError, NotFound, NotMaster, SessionClosed, StaleRead
+from droppexd.model import (
+    MISSING,
+    Extent,
+    ExtentId,
+    Holding,
+    OperationId,
+    PoolRecord,
+    Receipt,
+    SurvivalCount,
+    Version,
+    VersionId,
+)
+from droppexd.runtime import Clock, Runtime
+
+T = TypeVar("T")
+
+MAX_BATCH = 512
+"""Changes in one transaction."""
+
+MAX_BATCH_KEYS = 8192
+"""Keys in one transaction, about: a large version may write more by itself."""
+
+FLOOR_STEP = 1000
+"""A session's floor that rose by so much is made durable."""
+
+_LOOKUP_TRIES = 16
+"""How often a look-up starts again because the name changed while it was read."""
+
+
+class Found(NamedTuple):
+    """A version with its extents."""
+
+    version: Version
+    extents: tuple[Extent, ...]
+
+
+class _Waiting:
+    """A change on its way. Its task waits for `done`."""
+
+    __slots__ = ("change", "done", "error", "result")
+
+    def __init__(self, change: Change[Any]) -> None:
+        self.change = change
+        self.done = trio.Event()
+        self.result: Any = None
+        self.error: DroppexError | None = None
+
+
+class Catalogue:
+    """All files, pools and sessions of a cluster; made by `open_catalogue`, which begins a term.
+
+    Every method raises NotMaster once another master has begun a later term, and CatalogError when the engine
+    failed.
+    """
+
+    def __init__(
+        self, engine: Engine, runtime: Runtime, state: State, grace_s: float, identity: "Identity"
+    ) -> None:
+        self.cluster_id = identity.cluster_id
+        self.incarnation = identity.incarnation
+        self.term = identity.term
+        self._engine = engine
+        self._clock: Clock = runtime.clock
+        self._state = state
+        self._fence = Compare(TERM, identity.term_revision)
+        self._grace = Grace(identity.term, grace_s, runtime.clock.now())
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = trio.Event()
+        self._failure: DroppexError | None = None
+        self._large_changes = 0
+        self._large_files = survey.LargeFiles()
+
+    # -- what is in memory ---------------------------------------------------------------------
+
+    @property
+    def pools(self) -> dict[int, PoolRecord]:
+        """The permanent records of all pools, by number. Not to be changed."""
+        return self._state.pools
+
+    @property
+    def sessions(self) -> dict[int, Session]:
+        """All sessions that ever were, by number. Not to be changed."""
+        return self._state.sessions
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the whole catalogue."""
+        return self._state.totals
+
+    def set_out(self, pools: Collection[int]) -> None:
+        """Count these pools as lost for good: new versions record their shards as missing."""
+        self._state.out = frozenset(pools)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def lookup(self, name: str) -> Found:
+        """Return what a name points at; raise NotFound."""
+        self.check()
+        for _ in range(_LOOKUP_TRIES):
+            (entry,) = await self._engine.get((name_key(name),))
+            if entry is None:
+                raise NotFound(f"there is no file {name!r}")
+            found = await self._read_version(unpack_name(entry.value).version)
+            if found is not None:
+                return found
+        raise StaleRead(f"{name!r} changes faster than it can be read")
+
+    async def lookup_version(self, version: VersionId) -> Found:
+        """Return a version, whatever its names are now; raise StaleRead when it is gone."""
+        self.check()
+        found = await self._read_version(version)
+        if found is None:
+            raise StaleRead(f"version {version} was removed")
+        return found
+
+    async def _read_version(self, version_id: VersionId) -> Found | None:
+        (entry,) = await self._engine.get((version_key(version_id),))
+        if entry is None:
+            return None
+        version = unpack_version(version_id, entry.value)
+        extents: list[Extent] = []
+        for start in range(0, len(version.extents), EXTENTS_AT_ONCE):
+            some = version.extents[start : start + EXTENTS_AT_ONCE]
+            entries = await self._engine.get([extent_key(extent) for extent in some])
+            for extent_id, found in zip(some, entries, strict=True):
+                if found is None:
+                    return None
+                extents.append(unpack_extent(extent_id, found.value).extent)
+        return Found(version, tuple(extents))
+
+    async def list_names(self, prefix: str, after: str, limit: int, *, recursive: bool) -> Page:
+        """Return a page of names; see `listing.list_names`."""
+        self.check()
+        return await list_names(self._engine, prefix, after, limit, recursive=recursive)
+
+    async def find_names(self, pattern: str, after: str, limit: int) -> Page:
+        """Return a page of the names that match a glob; see `listing.find_names`."""
+        self.check()
+        return await find_names(self._engine, pattern, after, limit)
+
+    async def degraded(self, after: tuple[int, ExtentId] | None, limit: int) -> list[tuple[int, ExtentId]]:
+        """Return a page of extents with missing shards, the most endangered first, with what they survive."""
+        self.check()
+        start = DEGRADED if after is None else _degraded_after(*after)
+        found = await self._engine.range(start, end_of(DEGRADED), limit)
+        return [parse_degraded(entry.key) for entry in found]
+
+    async def survival(self, lost: Collection[int]) -> tuple[SurvivalCount, ...]:
+        """Count files and extents by how many more pools they may lose, when these are lost already.
+
+        Exact. Placements are counted as they come and go; only files of several extents are read, and only
+        when they or the lost pools have changed.
+        """
+        self.check()
+        return await survey.survival(
+            self._engine, self._state, frozenset(lost), self._large_files, self._large_changes
+        )
+
+    # -- names ---------------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        operation: OperationId,
+        name: str,
+        expected: Expected,
+        version: Version,
+        extents: Sequence[Extent],
+        note: str = "",
+    ) -> Receipt:
+        """Make an uploaded version visible under a (normal) name.
+
+        Raise Conflict, NotEnoughShards, SessionClosed, and InvalidRequest for what no app should send.
+        """
+        return await self._change(CommitVersion(operation, name, expected, version, extents, note))
+
+    async def remove(self, operation: OperationId, name: str, expected: Expected) -> VersionId:
+        """Remove a name and return the version it had; raise NotFound, Conflict, SessionClosed."""
+        return await self._change(RemoveName(operation, name, expected))
+
+    async def rename(
+        self, operation: OperationId, source: str, target: str, expected: Expected, *, keep: bool
+    ) -> VersionId:
+        """Give a version another name, or with `keep` one more; `expected` is about the target.
+
+        Raise NotFound, Conflict, SessionClosed.
+        """
+        return await self._change(RenameName(operation, source, target, expected, keep))
+
+    async def change_extent(self, extent: ExtentId, edition: int, pools: tuple[int, ...]) -> Extent:
+        """Record where the shards of an extent are now, if its record still has that edition.
+
+        Raise Conflict when it has not, and StaleRead when the extent is gone.
+        """
+        return await self._change(ChangeExtent(extent, edition, pools))
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    async def open_session(self, address: str, boot_id: bytes) -> int:
+        """Register an app and return the number of its session."""
+        return await self._change(OpenSession(address, boot_id))
+
+    async def raise_floor(self, session: int, floor: int) -> None:
+        """Note the lowest counter that an app still uses; it only goes up.
+
+        It counts at once for what is refused, and is made durable when it has risen by FLOOR_STEP;
+        `save_floors` does the rest. Raise SessionClosed.
+        """
+        self.check()
+        found = self._state.open_session(session)
+        found.floor = max(found.floor, floor)
+        if found.floor - found.safe_floor >= FLOOR_STEP:
+            await self._change(SaveSession(session))
+
+    async def save_floors(self) -> None:
+        """Make the floors of all open sessions durable."""
+        for number, session in list(self._state.sessions.items()):
+            if session.floor > session.safe_floor and not session.closing:
+                await self._change(SaveSession(number))
+
+    async def close_session(self, session: int) -> None:
+        """End a session, durably; nothing of it is committed any more. Idempotent."""
+        if session not in self._state.sessions:
+            raise SessionClosed(f"session {session} is not known")
+        await self._change(SaveSession(session, close=True))
+
+    async def forget_outcomes(self) -> None:
+        """Forget the outcomes that nobody can ask for any more, a bounded number at a time."""
+        for number, session in list(self._state.sessions.items()):
+            while session.trimmed < (2**48 - 1 if session.closed else session.floor):
+                await self._change(ForgetOutcomes(number))
+
+    # -- pools and garbage ---------------------------------------------------------------------
+
+    async def save_pool(self, record: PoolRecord) -> PoolRecord:
+        """Write a pool's record, with number 0 under a new number; return it as it was written."""
+        return await self._change(SavePool(record))
+
+    async def has_garbage(self, pool: int) -> bool:
+        """Return whether a pool holds shards that it may drop now."""
+        return bool(await self.garbage(pool, None, 1))
+
+    async def garbage(self, pool: int, after: ExtentId | None, limit: int) -> list[ExtentId]:
+        """Return a page of dead extents past their grace that a pool must still confirm, oldest first.
+
+        `after` is the last of the page before. Was it confirmed by everybody since, the page begins with
+        the oldest again.
+        """
+        self.check()
+        ripe = self._grace.ripe(self._clock.now())
+        if ripe < 0:
+            return []
+        start = work_key(pool, 0)
+        if after is not None:
+            (entry,) = await self._engine.get((garbage_key(after),))
+            if entry is not None:
+                start = work_key(pool, unpack_garbage(entry.value).epoch, after) + b"\0"
+        found = await self._engine.range(start, work_key(pool, ripe + 1), limit)
+        return [parse_work(entry.key) for entry in found]
+
+    async def confirm_dropped(self, pool: int, extents: Sequence[ExtentId]) -> None:
+        """Note that a pool holds no shard of these dead extents any more."""
+        await self._change(ConfirmGarbage(pool, extents))
+
+    async def review(self, pool: int, holdings: Sequence[Holding]) -> list[Holding]:
+        """Return those of a pool's shards that are dead.
+
+        Dead are: shards of garbage past its grace; shards that a live extent's record places on another pool;
+        and shards of extents without a record, once no commit can name them: their session is closed, or they
+        lie below its floor. Shards of a session that this catalogue does not know are never dead.
+        """
+        self.check()
+        # What allows a drop is read before what forbids it: a commit that was judged before the floor
+        # rose is then seen as a record.
+        ripe = self._grace.ripe(self._clock.now())
+        over = [self._is_over(holding.extent) for holding in holdings]
+        keys = [extent_key(holding.extent) for holding in holdings]
+        keys += [garbage_key(holding.extent) for holding in holdings]
+        found = await self._engine.get(keys)
+        records, garbage = found[: len(holdings)], found[len(holdings) :]
+        return [
+            holding
+            for holding, record, dead, is_over in zip(holdings, records, garbage, over, strict=True)
+            if _is_dead(pool, holding, record, dead, ripe, is_over=is_over)
+        ]
+
+    def _is_over(self, extent: ExtentId) -> bool:
+        """Return whether no commit can name this extent any more, even after a crash of the master."""
+        session = self._state.sessions.get(extent.session)
+        return session is not None and (session.closed or extent.counter < session.safe_floor)
+
+    # -- the writer ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise NotMaster or CatalogError when the catalogue takes no more changes."""
+        if self._failure is not None:
+            raise _again(self._failure)
+
+    async def _change(self, change: Change[T]) -> T:
+        self.check()
+        waiting = _Waiting(change)
+        self._waiting.append(waiting)
+        self._wake.set()
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        result: T = waiting.result
+        return result
+
+    async def write(self) -> None:
+        """Judge and commit waiting changes for ever: the writer task."""
+        try:
+            while True:
+                if self._waiting:
+                    await self._write_batch()
+                else:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+        finally:
+            self._fail(CatalogError("the catalogue is closed"))
+
+    async def _write_batch(self) -> None:
+        waiting = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+        failure: DroppexError | None = CatalogError("the catalogue was closed before this was decided")
+        try:
+            await self._judge_and_commit(waiting)
+            failure = None
+        except (CatalogError, NotMaster) as error:
+            failure = error
+        finally:
+            for one in waiting:
+                if failure is not None:
+                    one.error = _again(failure)
+                one.done.set()
+            if failure is not None:
+                self._fail(failure)
+
+    async def _judge_and_commit(self, waiting: list[_Waiting]) -> None:
+        """Commit these changes, or the first of them: the rest is taken off the list and waits on."""
+        batch = Batch(self._engine, self._state, self._grace, self._clock)
+        await batch.load([key for one in waiting for key in one.change.reads()])
+        for index, one in enumerate(waiting):
+            if batch.size > MAX_BATCH_KEYS:
+                self._waiting.extendleft(reversed(waiting[index:]))
+                del waiting[index:]
+                break
+            try:
+                one.result = await one.change.judge(batch)
+            except CatalogError:
+                raise
+            except DroppexError as error:
+                one.error = error
+        await self._commit(batch)
+
+    async def _commit(self, batch: Batch) -> None:
+        operations = batch.operations()
+        if operations and await self._engine.txn((self._fence,), operations) is None:
+            raise NotMaster("another controller has become the master")
+        self._large_changes += batch.large_changed
+        batch.committed()
+
+    def _fail(self, error: DroppexError) -> None:
+        """Refuse everything from now on: what is in memory may differ from what is on the disk."""
+        if self._failure is None:
+            self._failure = error
+        while self._waiting:
+            one = self._waiting.popleft()
+            one.error = _again(error)
+            one.done.set()
+
+
+def _again(error: DroppexError) -> DroppexError:
+    """Return an error like this one, to be raised in another task."""
+    return type(error)(str(error))
+
+
+def _degraded_after(survives: int, extent: ExtentId) -> bytes:
+    return degraded_key(survives, extent) + b"\0"
+
+
+def _is_dead(
+    pool: int, holding: Holding, record: Entry | None, dead: Entry | None, ripe: int, *, is_over: bool
+) -> bool:
+    if record is not None:
+        pools = unpack_extent(holding.extent, record.value).extent.pools
+        return holding.shard < len(pools) and pools[holding.shard] not in (pool, MISSING)
+    if dead is not None:
+        return unpack_garbage(dead.value).epoch <= ripe
+    return is_over
+
+
+class Identity(NamedTuple):
+    """What a master is known by."""
+
+    cluster_id: bytes
+    incarnation: bytes
+    term: int
+    term_revision: int
+
+
+async def _begin_term(engine: Engine, runtime: Runtime) -> Identity:
+    """Begin the next term, and in an empty engine a new cluster."""
+    while True:
+        cluster, term = await engine.get((CLUSTER, TERM))
+        compare = [Compare(TERM, term.revision if term else 0)]
+        number = unpack_fields(term.value, "term")[0] + 1 if term else 1
+        then = [Operation(TERM, pack_fields((number,)))]
+        if cluster is not None:
+            cluster_id, incarnation = unpack_fields(cluster.value, "cluster")
+        else:
+            cluster_id, incarnation = runtime.entropy.token(16), runtime.entropy.token(16)
+            compare.append(Compare(CLUSTER, 0))
+            then.append(Operation(CLUSTER, pack_fields((cluster_id, incarnation))))
+            then.append(Operation(NUMBERS, pack_fields(Numbers(1, 1))))
+        revision = await engine.txn(compare, then)
+        if revision is not None:
+            return Identity(cluster_id, incarnation, number, revision)
+
+
+async def _read_all(engine: Engine, prefix: bytes) -> list[Entry]:
+    entries: list[Entry] = []
+    start, end = prefix, end_of(prefix)
+    while True:
+        some = await engine.range(start, end, MAX_RANGE)
+        entries += some
+        if len(some) < MAX_RANGE:
+            return entries
+        start = some[-1].key + b"\0"
+
+
+async def _read_state(engine: Engine) -> State:
+    numbers, totals = await engine.get((NUMBERS, TOTALS))
+    if numbers is None:
+        raise CatalogError("the catalogue is damaged: its next numbers are missing; restore a copy of it")
+    pools = [unpack_pool(entry.value) for entry in await _read_all(engine, POOLS)]
+    return State(
+        numbers=unpack_numbers(numbers.value),
+        totals=unpack_totals(totals.value) if totals else Totals(),
+        pools={pool.number: pool for pool in pools},
+        sessions={
+            parse_session(entry.key): Session.of(unpack_session(entry.value))
+            for entry in await _read_all(engine, SESSIONS)
+        },
+        placements={
+            parse_placement(entry.key): Counts(*unpack_fields(entry.value, "placement"))
+            for entry in await _read_all(engine, PLACEMENTS)
+        },
+    )
+
+
+@asynccontextmanager
+async def open_catalogue(
+    engine: Engine, runtime: Runtime, *, delete_grace_s: float = 60.0
+) -> AsyncIterator[Catalogue]:
+    """Become the master of the catalogue in this engine: begin a term and open it.
+
+    The engine stays the caller's. Garbage is kept for `delete_grace_s`, and for as long after each opening.
+    Raise CatalogError when the catalogue cannot be read or written.
+    """
+    identity = await _begin_term(engine, runtime)
+    catalogue = Catalogue(engine, runtime, await _read_state(engine), delete_grace_s, identity)
+    async with open_background() as nursery:
+        nursery.start_soon(catalogue.write)
+        yield catalogue

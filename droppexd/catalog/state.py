@@ -1,0 +1,95 @@
+"""What the catalogue keeps in memory beside the engine: small, and read by every change."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from droppexd.catalog.keys import Placement
+from droppexd.catalog.placements import Counts, survives_machines, survives_pools
+from droppexd.catalog.records import Numbers, SessionRecord, Totals
+from droppexd.errors import SessionClosed
+from droppexd.model import MISSING, Membership, PoolRecord
+
+_MOST_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Session:
+    """A session as its master sees it.
+
+    `floor` is what the app told last, and refuses what is older. `safe_floor` and `closed` are what a crash
+    cannot take back: orders to drop shards rest on them alone.
+    """
+
+    address: str
+    boot_id: bytes
+    floor: int = 0
+    safe_floor: int = 0
+    closing: bool = False
+    closed: bool = False
+    trimmed: int = 0
+    """Outcomes below this counter are gone already."""
+
+    @classmethod
+    def of(cls, record: SessionRecord) -> "Session":
+        """Return the session that a record tells of."""
+        return cls(
+            address=record.address,
+            boot_id=record.boot_id,
+            floor=record.floor,
+            safe_floor=record.floor,
+            closing=not record.open,
+            closed=not record.open,
+        )
+
+    def record(self) -> SessionRecord:
+        """Return the record to write, with the floor as it is now."""
+        return SessionRecord(not self.closing, self.floor, self.address, self.boot_id)
+
+
+@dataclass(slots=True)
+class State:
+    """The tables of one master."""
+
+    numbers: Numbers
+    totals: Totals = field(default_factory=Totals)
+    pools: dict[int, PoolRecord] = field(default_factory=dict)
+    sessions: dict[int, Session] = field(default_factory=dict)
+    placements: dict[Placement, Counts] = field(default_factory=dict)
+    out: frozenset[int] = frozenset()
+    """Pools that the master counts as lost for good; their shards are recorded as missing."""
+    _survives: dict[Placement, tuple[int, int]] = field(default_factory=dict)
+
+    def open_session(self, session: int) -> Session:
+        """Return a session that may still change things; raise SessionClosed when it may not."""
+        found = self.sessions.get(session)
+        if found is None or found.closing:
+            raise SessionClosed(f"session {session} is closed; what it had under way is lost")
+        return found
+
+    def gone(self, pool: int) -> bool:
+        """Return whether the shards of a pool count as missing."""
+        return pool in self.out or self.pools[pool].membership == Membership.REMOVED
+
+    def put_pool(self, pool: PoolRecord) -> None:
+        """Take in a pool's record."""
+        self.pools[pool.number] = pool
+        self._survives.clear()
+
+    def survives(self, placement: Placement) -> tuple[int, int]:
+        """Return how many pools and how many machines an extent with this placement may lose."""
+        survives = self._survives.get(placement)
+        if survives is None:
+            machines = {number: pool.machine for number, pool in self.pools.items()}
+            survives = survives_pools(placement), survives_machines(placement, machines)
+            if len(self._survives) >= _MOST_REMEMBERED:
+                self._survives.clear()
+            self._survives[placement] = survives
+        return survives
+
+    def confirmers(self, pools: Iterable[int]) -> tuple[int, ...]:
+        """Return which of the pools of a dead extent must confirm that they dropped it."""
+        return tuple(
+            pool
+            for pool in sorted(set(pools))
+            if pool != MISSING and self.pools[pool].membership != Membership.REMOVED
+        )

@@ -1,0 +1,401 @@
+"""The controller: a thin shell around the catalogue, the pool table and the leases of apps.
+
+It is the master of the catalogue in the engine it is handed, under a term of its own. When the engine
+fails, or a later master appears, it ends with that error: a fresh start is the way on.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from droppexd.catalog.catalogue import Catalogue, open_catalogue
+from droppexd.catalog.changes import Expected
+from droppexd.catalog.engine import Engine
+from droppexd.errors import InvalidRequest, NotMaster, SessionClosed
+from droppexd.model import ClusterStatus, OperationId, Role, normal_name, normal_prefix
+from droppexd.roles.controller_pools import PoolTable
+from droppexd.roles.controller_views import describe, warnings
+from droppexd.runtime import Runtime
+from droppexd.wire.messages import (
+    Announce,
+    Changed,
+    CloseSession,
+    Commit,
+    Committed,
+    Condition,
+    ConfirmDropped,
+    Describe,
+    Done,
+    Find,
+    Found,
+    GarbagePage,
+    GetStatus,
+    Heard,
+    Heartbeat,
+    KeepSession,
+    List,
+    Listed,
+    ListGarbage,
+    Lookup,
+    OpenSession,
+    Ping,
+    Pong,
+    Remove,
+    Rename,
+    Review,
+    SessionKept,
+    SessionOpened,
+    Status,
+    Verdicts,
+    Welcomed,
+)
+from droppexd.wire.rpc import Answer, Call, Limits, Service, Terms, serve
+from droppexd.wire.transport import Frame, Listener, Transport
+
+log = logging.getLogger("droppex.controller")
+
+_DRAIN_S = 2.0
+"""Seconds that running requests get at the end; a commit's flush takes milliseconds."""
+
+Body = Sequence[Frame]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings:
+    """What an operator decides about a controller. Times in seconds."""
+
+    name: str
+    advertise: str = ""
+    """The address that others are told; empty: the one that was bound."""
+    heartbeat_s: float = 2.0
+    down_after_s: float = 10.0
+    session_lease_s: float = 60.0
+    delete_grace_s: float = 60.0
+    housekeeping_s: float = 5.0
+    """Between two looks for expired sessions, floors to write down and outcomes to forget."""
+
+
+class _Controller:
+    """The handlers, and the tasks that keep house."""
+
+    def __init__(
+        self, catalogue: Catalogue, terms: Terms, runtime: Runtime, settings: ControllerSettings
+    ) -> None:
+        self._catalogue = catalogue
+        self._terms = terms
+        self._clock = runtime.clock
+        self._settings = settings
+        self._boot_id = runtime.entropy.token(16)
+        self._started = runtime.clock.now()
+        self._address = ""
+        self._announcing = trio.Lock()
+        self._pools = PoolTable(
+            catalogue.pools,
+            cluster_id=catalogue.cluster_id,
+            incarnation=catalogue.incarnation,
+            term=catalogue.term,
+            heartbeat_s=settings.heartbeat_s,
+            down_after_s=settings.down_after_s,
+        )
+        # A new master has not heard from anyone: every open session gets a whole lease.
+        self._leases = {
+            number: self._started + settings.session_lease_s
+            for number, session in catalogue.sessions.items()
+            if not session.closed
+        }
+
+    def service(self) -> Service:
+        """Return the handlers by kind of request."""
+        return Service(
+            {
+                Ping: self.ping,
+                Announce: self.announce,
+                Heartbeat: self.heartbeat,
+                ListGarbage: self.list_garbage,
+                Review: self.review,
+                ConfirmDropped: self.confirm_dropped,
+                OpenSession: self.open_session,
+                KeepSession: self.keep_session,
+                CloseSession: self.close_session,
+                Commit: self.commit,
+                Lookup: self.lookup,
+                List: self.list_names,
+                Find: self.find_names,
+                Describe: self.describe,
+                Remove: self.remove,
+                Rename: self.rename,
+                GetStatus: self.get_status,
+            }
+        )
+
+    def is_at(self, address: str) -> None:
+        """Learn the address that others reach this controller at."""
+        self._address = address
+
+    def _check_term(self) -> None:
+        if self._terms.current > self._catalogue.term:
+            raise NotMaster(
+                f"this controller was the master of term {self._catalogue.term}; there is a later one"
+            )
+
+    async def ping(self, _call: Call, _request: Ping, _body: Body) -> Answer:
+        """Say who this is."""
+        return Pong(
+            role=Role.CONTROLLER.value,
+            name=self._settings.name,
+            boot_id=self._boot_id,
+            term=self._catalogue.term,
+        )
+
+    # -- pools ---------------------------------------------------------------------------------
+
+    async def announce(self, _call: Call, request: Announce, _body: Body) -> Answer:
+        """Take in a pool that started.
+
+        NotFound from a heartbeat asks for this; an IdentityError from here is final, a PeerError is not.
+        """
+        self._check_term()
+        async with self._announcing:
+            record = self._pools.judge(request, self._clock.now(), self._clock.wall_ms())
+            if record != self._catalogue.pools.get(record.number):
+                record = await self._catalogue.save_pool(record)
+            self._pools.enter(record, request, self._clock.now())
+        log.info("pool announced number=%d name=%s address=%s", record.number, record.name, record.address)
+        return Welcomed(
+            number=record.number,
+            cluster_id=self._catalogue.cluster_id,
+            incarnation=self._catalogue.incarnation,
+            term=self._catalogue.term,
+            heartbeat_ms=int(self._settings.heartbeat_s * 1000),
+        )
+
+    async def heartbeat(self, _call: Call, request: Heartbeat, _body: Body) -> Answer:
+        """Note that a pool lives; tell it when there is something to drop."""
+        self._check_term()
+        self._pools.heartbeat(request, self._clock.now())
+        review = await self._catalogue.has_garbage(request.number)
+        return Heard(review=review, term=self._catalogue.term)
+
+    async def list_garbage(self, _call: Call, request: ListGarbage, _body: Body) -> Answer:
+        """Tell a pool which extents it should look at."""
+        self._check_term()
+        self._pools.known(request.number)
+        return GarbagePage(
+            extents=tuple(await self._catalogue.garbage(request.number, request.after, request.limit))
+        )
+
+    async def review(self, _call: Call, request: Review, _body: Body) -> Answer:
+        """Tell a pool which of its shards are dead."""
+        self._check_term()
+        self._pools.known(request.number)
+        drop = await self._catalogue.review(request.number, request.holdings)
+        return Verdicts(drop=tuple(drop), term=self._catalogue.term)
+
+    async def confirm_dropped(self, _call: Call, request: ConfirmDropped, _body: Body) -> Answer:
+        """Note what a pool has dropped."""
+        self._check_term()
+        self._pools.known(request.number)
+        await self._catalogue.confirm_dropped(request.number, request.extents)
+        return Done()
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    async def open_session(self, _call: Call, request: OpenSession, _body: Body) -> Answer:
+        """Register an app."""
+        self._check_term()
+        number = await self._catalogue.open_session(request.address, request.boot_id)
+        self._leases[number] = self._clock.now() + self._settings.session_lease_s
+        log.info("session opened number=%d app=%s", number, request.address)
+        return SessionOpened(
+            session=number, lease_ms=int(self._settings.session_lease_s * 1000), map=self._pools.map()
+        )
+
+    async def keep_session(self, _call: Call, request: KeepSession, _body: Body) -> Answer:
+        """Renew an app's lease; hand it the map when it has another one."""
+        self._check_term()
+        if request.session not in self._leases:
+            raise SessionClosed(f"session {request.session} is closed; open another")
+        self._leases[request.session] = self._clock.now() + self._settings.session_lease_s
+        await self._catalogue.raise_floor(request.session, request.floor)
+        fresh = request.map_version == self._pools.version
+        return SessionKept(map=None if fresh else self._pools.map())
+
+    async def close_session(self, _call: Call, request: CloseSession, _body: Body) -> Answer:
+        """End an app's session."""
+        self._check_term()
+        await self._end_session(request.session, "closed")
+        return Done()
+
+    async def _end_session(self, session: int, how: str) -> None:
+        self._leases.pop(session, None)
+        await self._catalogue.close_session(session)
+        log.info("session %s number=%d", how, session)
+
+    # -- names ---------------------------------------------------------------------------------
+
+    async def commit(self, _call: Call, request: Commit, _body: Body) -> Answer:
+        """Make an uploaded version visible."""
+        self._check_term()
+        receipt = await self._catalogue.commit(
+            request.operation,
+            normal_name(request.name),
+            _expected(request.condition),
+            request.version,
+            request.extents,
+            request.note,
+        )
+        return Committed(receipt=receipt)
+
+    async def lookup(self, _call: Call, request: Lookup, _body: Body) -> Answer:
+        """Tell what a name points at, or what a version is."""
+        self._check_term()
+        name = normal_name(request.name)
+        if request.version is None:
+            version, extents = await self._catalogue.lookup(name)
+        else:
+            version, extents = await self._catalogue.lookup_version(request.version)
+        return Found(name=name, version=version, extents=extents)
+
+    async def list_names(self, _call: Call, request: List, _body: Body) -> Answer:
+        """List a page of names."""
+        self._check_term()
+        prefix = normal_prefix(request.prefix)
+        entries, following = await self._catalogue.list_names(
+            prefix, request.after, request.limit, recursive=request.recursive
+        )
+        return Listed(entries=entries, next=following)
+
+    async def find_names(self, _call: Call, request: Find, _body: Body) -> Answer:
+        """List a page of the names that match a glob."""
+        self._check_term()
+        entries, following = await self._catalogue.find_names(request.pattern, request.after, request.limit)
+        return Listed(entries=entries, next=following)
+
+    async def describe(self, _call: Call, request: Describe, _body: Body) -> Answer:
+        """Describe one file."""
+        self._check_term()
+        name = normal_name(request.name)
+        version, extents = await self._catalogue.lookup(name)
+        pools = {pool.number: pool for pool in self._pools.infos()}
+        return describe(name, version, extents, pools)
+
+    async def remove(self, _call: Call, request: Remove, _body: Body) -> Answer:
+        """Remove a name."""
+        self._check_term()
+        version = await self._catalogue.remove(
+            _required(request.operation), normal_name(request.name), _expected(request.condition)
+        )
+        return Changed(version=version)
+
+    async def rename(self, _call: Call, request: Rename, _body: Body) -> Answer:
+        """Give a file another name, or one more."""
+        self._check_term()
+        version = await self._catalogue.rename(
+            _required(request.operation),
+            normal_name(request.source),
+            normal_name(request.target),
+            _expected(request.condition),
+            keep=request.keep,
+        )
+        return Changed(version=version)
+
+    # -- the cluster ---------------------------------------------------------------------------
+
+    async def get_status(self, _call: Call, _request: GetStatus, _body: Body) -> Answer:
+        """Tell how the cluster is."""
+        self._check_term()
+        survival = await self._catalogue.survival(self._pools.unreadable())
+        pools = self._pools.infos()
+        totals = self._catalogue.totals
+        started_s = self._clock.now() - self._started
+        return Status(
+            status=ClusterStatus(
+                cluster_id=self._catalogue.cluster_id,
+                term=self._catalogue.term,
+                files=totals.files,
+                size=totals.size,
+                extents=totals.extents,
+                garbage=totals.garbage,
+                survival=survival,
+                pools=pools,
+                controllers=(self._address,),
+                sessions=len(self._leases),
+                warnings=warnings(
+                    pools, survival, started_s=started_s, down_after_s=self._settings.down_after_s
+                ),
+            )
+        )
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    async def watch_pools(self) -> None:
+        """Mark silent pools down, for ever."""
+        while True:
+            await trio.sleep(self._settings.heartbeat_s / 2)
+            for record in self._pools.expire(self._clock.now()):
+                log.warning(
+                    "pool down number=%d name=%s address=%s", record.number, record.name, record.address
+                )
+
+    async def keep_house(self) -> None:
+        """Close expired sessions, write floors down, forget outcomes, for ever.
+
+        Raise NotMaster or CatalogError when the catalogue takes no more changes.
+        """
+        while True:
+            await trio.sleep(self._settings.housekeeping_s)
+            self._catalogue.check()
+            now = self._clock.now()
+            for number in [number for number, until in self._leases.items() if until < now]:
+                await self._end_session(number, "expired")
+            await self._catalogue.save_floors()
+            await self._catalogue.forget_outcomes()
+
+
+def _expected(condition: Condition) -> Expected:
+    return Expected(absent=condition.absent, version=condition.version)
+
+
+def _required(operation: OperationId | None) -> OperationId:
+    if operation is None:
+        raise InvalidRequest("a change without an operation id: clients ask an app, and the app asks here")
+    return operation
+
+
+async def serve_controller(
+    *,
+    transport: Transport,
+    address: str,
+    engine: Engine,
+    runtime: Runtime,
+    settings: ControllerSettings,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Be the master of the catalogue in `engine` until cancelled. Started with the bound address.
+
+    Transport and engine are the caller's; the caller closes the engine when this has returned. Raise
+    CatalogError when the catalogue cannot be read or written, and NotMaster when another took over.
+    """
+    async with open_catalogue(engine, runtime, delete_grace_s=settings.delete_grace_s) as catalogue:
+        terms = Terms()
+        terms.observe(catalogue.term)
+        controller = _Controller(catalogue, terms, runtime, settings)
+        async with trio.open_nursery() as nursery:
+            listener: Listener = await nursery.start(
+                partial(
+                    serve,
+                    transport,
+                    address,
+                    controller.service(),
+                    terms=terms,
+                    limits=Limits(drain_s=_DRAIN_S),
+                )
+            )
+            controller.is_at(settings.advertise or listener.address)
+            nursery.start_soon(controller.watch_pools)
+            nursery.start_soon(controller.keep_house)
+            log.info("master of term %d at %s", catalogue.term, listener.address)
+            task_status.started(listener.address)

@@ -1,0 +1,92 @@
+"""What the master tells of files and of the cluster: pure functions of records and pools."""
+
+from collections.abc import Mapping, Sequence
+
+from droppexd.catalog.keys import placement_of
+from droppexd.catalog.placements import survives_machines, survives_pools
+from droppexd.model import (
+    MAX_M,
+    Extent,
+    ExtentPlaces,
+    PoolInfo,
+    PoolState,
+    ShardPlace,
+    SurvivalCount,
+    Version,
+)
+from droppexd.wire.messages import Described
+
+_PLACES_BYTES = 700_000
+"""Bytes of shard places in one answer, about: a message's header holds 1 MiB."""
+
+_PLACE_BYTES = 16
+_MAX_WARNINGS = 64
+
+
+def describe(
+    name: str, version: Version, extents: Sequence[Extent], pools: Mapping[int, PoolInfo]
+) -> Described:
+    """Return all about one file. Of very large files only the first extents' places are told."""
+    lost = {number for number, pool in pools.items() if not pool.readable}
+    machines = {number: pool.machine for number, pool in pools.items()}
+    placements = {placement_of(extent.layout, extent.pools) for extent in extents}
+    return Described(
+        name=name,
+        version=version.id,
+        size=version.size,
+        blake3=version.blake3,
+        created_ms=version.created_ms,
+        names=version.names,
+        metadata=version.metadata,
+        extents=_places(extents, pools),
+        survives_pools=min((survives_pools(one, lost) for one in placements), default=MAX_M),
+        survives_machines=min((survives_machines(one, machines, lost) for one in placements), default=MAX_M),
+    )
+
+
+def _places(extents: Sequence[Extent], pools: Mapping[int, PoolInfo]) -> tuple[ExtentPlaces, ...]:
+    places: list[ExtentPlaces] = []
+    room = _PLACES_BYTES
+    for extent in extents:
+        shards = tuple(_place(index, pools.get(number)) for index, number in enumerate(extent.pools))
+        room -= sum(_PLACE_BYTES + len(shard.name.encode()) + len(shard.machine.encode()) for shard in shards)
+        if room < 0:
+            break
+        places.append(ExtentPlaces(id=extent.id, layout=extent.layout, size=extent.size, shards=shards))
+    return tuple(places)
+
+
+def _place(index: int, pool: PoolInfo | None) -> ShardPlace:
+    if pool is None:
+        return ShardPlace(index=index, pool=0, name="", machine="", state="missing")
+    return ShardPlace(index=index, pool=pool.number, name=pool.name, machine=pool.machine, state=pool.state)
+
+
+def warnings(
+    pools: Sequence[PoolInfo], survival: Sequence[SurvivalCount], *, started_s: float, down_after_s: float
+) -> tuple[str, ...]:
+    """Return what a person should know of, one sentence each.
+
+    `started_s` is how long this master has been at work.
+    """
+    found: list[str] = []
+    down = [pool for pool in pools if pool.state == PoolState.DOWN]
+    if down and started_s < down_after_s:
+        found.append(
+            f"the controller started {started_s:.0f} s ago; pools it has not heard of since count as down"
+        )
+    lost = sum(count.files for count in survival if count.survives < 0)
+    if lost:
+        found.append(f"{lost} files cannot be read now: too many of their pools are down")
+    last = sum(count.files for count in survival if count.survives == 0)
+    if last:
+        found.append(f"{last} files can be read but would not survive one more loss")
+    if not pools:
+        found.append("no pool has joined yet")
+    found += [f"pool {pool.name} ({pool.machine}) is down" for pool in down]
+    found += [
+        f"pool {pool.name} ({pool.machine}) takes no writes: its disk failed or is full"
+        for pool in pools
+        if pool.state == PoolState.READ_ONLY
+    ]
+    return tuple(found[:_MAX_WARNINGS])

@@ -1,0 +1,704 @@
+"""The catalogue's promises, one by one."""
+
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from droppexd.catalog.catalogue import open_catalogue
+from droppexd.catalog.changes import Expected
+from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
+from droppexd.errors import (
+    CatalogError,
+    Conflict,
+    InvalidRequest,
+    NotEnoughShards,
+    NotFound,
+    NotMaster,
+    SessionClosed,
+    StaleRead,
+)
+from droppexd.model import (
+    MISSING,
+    Extent,
+    ExtentId,
+    Holding,
+    Layout,
+    OperationId,
+    PoolRecord,
+    Version,
+    VersionId,
+)
+from droppexd.runtime import Runtime
+
+ANYTHING = Expected()
+ABSENT = Expected(absent=True)
+GRACE_S = 60.0
+
+
+class MockedClock:
+    def now(self):
+        return trio.current_time()
+
+    def wall_ms(self):
+        return 1_700_000_000_000
+
+
+class SeededEntropy:
+    def __init__(self):
+        self.random = random.Random(1)
+
+    def token(self, size_bytes):
+        return self.random.randbytes(size_bytes)
+
+
+RUNTIME = Runtime(clock=MockedClock(), entropy=SeededEntropy(), run_blocking=None)
+
+
+class App:
+    """Six pools and a session, and uploads with fresh ids."""
+
+    def __init__(self, catalogue, session):
+        self.catalogue = catalogue
+        self.session = session
+        self.counter = 0
+
+    def next(self):
+        self.counter += 1
+        return self.counter
+
+    def operation(self):
+        return OperationId(self.session, self.next())
+
+    def version(self, extents=1, layout="4+2", pools=(1, 2, 3, 4, 5, 6), size=1000):
+        version = VersionId(self.session, self.next())
+        made = tuple(
+            Extent(
+                id=ExtentId(self.session, self.next()),
+                layout=Layout.parse(layout),
+                size=size,
+                chunk_size=4096,
+                pools=pools,
+            )
+            for _ in range(extents)
+        )
+        return (
+            Version(
+                id=version,
+                size=size * extents,
+                blake3=bytes(32),
+                extents=tuple(extent.id for extent in made),
+                metadata=(("k", "v"),),
+            ),
+            made,
+        )
+
+    async def put(self, name, expected=ANYTHING, **upload):
+        version, extents = self.version(**upload)
+        return await self.catalogue.commit(self.operation(), name, expected, version, extents)
+
+
+@asynccontextmanager
+async def open_app(engine=None):
+    engine = engine or SimulatedEngine(RUNTIME)
+    async with open_catalogue(engine, RUNTIME, delete_grace_s=GRACE_S) as catalogue:
+        while len(catalogue.pools) < 6:
+            await catalogue.save_pool(pool_record(len(catalogue.pools) + 1))
+        session = await catalogue.open_session("tcp://127.0.0.1:1", bytes(16))
+        yield App(catalogue, session)
+
+
+def pool_record(number, **fields):
+    return PoolRecord(
+        number=0,
+        pool_id=bytes([number]) * 16,
+        name=f"pool{number}",
+        machine=f"machine{(number + 1) // 2}",
+        zone="",
+        address=f"tcp://127.0.0.1:{number}",
+        **fields,
+    )
+
+
+def story(function):
+    """Run an async test about an app on the mock clock."""
+
+    def test():
+        async def main():
+            async with open_app() as app:
+                await function(app)
+
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    test.__name__ = function.__name__
+    return test
+
+
+# -- put, look up, conditions ----------------------------------------------------------------------
+
+
+@story
+async def test_what_was_committed_is_found_by_name_and_by_version(app):
+    version, extents = app.version(extents=3)
+    receipt = await app.catalogue.commit(app.operation(), "f/a", ABSENT, version, extents, "note")
+    found = await app.catalogue.lookup("f/a")
+    assert found.extents == extents
+    assert found.version == Version(
+        id=version.id,
+        size=3000,
+        blake3=bytes(32),
+        extents=version.extents,
+        names=1,
+        created_ms=1_700_000_000_000,
+        metadata=(("k", "v"),),
+    )
+    assert await app.catalogue.lookup_version(version.id) == found
+    assert (receipt.version, receipt.size, receipt.layout, receipt.note) == (version.id, 3000, "4+2", "note")
+    assert (receipt.survives_pools, receipt.survives_machines, receipt.replaced) == (2, 1, False)
+    with pytest.raises(NotFound):
+        await app.catalogue.lookup("f/b")
+
+
+@story
+async def test_an_empty_file_has_no_extents(app):
+    receipt = await app.put("f/empty", extents=0)
+    assert (await app.catalogue.lookup("f/empty")).extents == ()
+    assert receipt.size == 0
+    assert app.catalogue.totals == (1, 0, 0, 0, 1)
+
+
+@story
+async def test_conditions_are_judged_against_what_is_there(app):
+    first = await app.put("f/a", ABSENT)
+    with pytest.raises(Conflict, match="exists already"):
+        await app.put("f/a", ABSENT)
+    with pytest.raises(Conflict, match="is gone"):
+        await app.put("f/b", Expected(version=first.version))
+    second = await app.put("f/a", Expected(version=first.version))
+    assert second.replaced
+    with pytest.raises(Conflict, match="by now"):
+        await app.put("f/a", Expected(version=first.version))
+    assert (await app.put("f/a")).replaced
+    with pytest.raises(StaleRead):
+        await app.catalogue.lookup_version(first.version)
+
+
+@story
+async def test_of_many_puts_if_absent_at_the_same_time_one_wins(app):
+    outcomes = []
+
+    async def put():
+        try:
+            outcomes.append((await app.put("f/a", ABSENT)).version)
+        except Conflict:
+            outcomes.append(None)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(put)
+    (winner,) = [version for version in outcomes if version]
+    assert (await app.catalogue.lookup("f/a")).version.id == winner
+    assert app.catalogue.totals.extents == 1
+
+
+@story
+async def test_a_chain_of_conditional_replacements_in_one_batch_holds(app):
+    first = await app.put("f/a")
+    outcomes = []
+
+    async def replace_first(_i):
+        try:
+            outcomes.append((await app.put("f/a", Expected(version=first.version))).version)
+        except Conflict:
+            outcomes.append(None)
+
+    async with trio.open_nursery() as nursery:
+        for i in range(10):
+            nursery.start_soon(replace_first, i)
+    assert sum(outcome is not None for outcome in outcomes) == 1
+
+
+# -- idempotency and sessions ----------------------------------------------------------------------
+
+
+@story
+async def test_a_repeated_commit_gets_the_same_answer(app):
+    version, extents = app.version()
+    operation = app.operation()
+
+    async def commit():
+        return await app.catalogue.commit(operation, "f/a", ABSENT, version, extents)
+
+    receipts = []
+
+    async def collect():
+        receipts.append(await commit())
+
+    async with trio.open_nursery() as nursery:  # Both in one batch.
+        nursery.start_soon(collect)
+        nursery.start_soon(collect)
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    assert receipts == [await commit()] * 2
+    with pytest.raises(NotFound):
+        await app.catalogue.lookup("f/a")
+
+
+@story
+async def test_a_remembered_refusal_stays_one(app):
+    await app.put("f/a")
+    version, extents = app.version()
+    operation = app.operation()
+    with pytest.raises(Conflict) as first:
+        await app.catalogue.commit(operation, "f/a", ABSENT, version, extents)
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    with pytest.raises(Conflict) as second:
+        await app.catalogue.commit(operation, "f/a", ABSENT, version, extents)
+    assert str(first.value) == str(second.value)
+
+
+@story
+async def test_an_operation_id_stands_for_one_change(app):
+    version, extents = app.version()
+    operation = app.operation()
+    await app.catalogue.commit(operation, "f/a", ABSENT, version, extents)
+    other, other_extents = app.version()
+    with pytest.raises(InvalidRequest):
+        await app.catalogue.commit(operation, "f/b", ABSENT, other, other_extents)
+    with pytest.raises(InvalidRequest):
+        await app.catalogue.remove(operation, "f/a", ANYTHING)
+
+
+@story
+async def test_remove_and_rename_are_idempotent(app):
+    put = await app.put("f/a")
+    move, remove = app.operation(), app.operation()
+    for _ in range(2):
+        assert await app.catalogue.rename(move, "f/a", "f/b", ABSENT, keep=False) == put.version
+    for _ in range(2):
+        assert await app.catalogue.remove(remove, "f/b", ANYTHING) == put.version
+    assert app.catalogue.totals.files == 0
+
+
+@story
+async def test_a_closed_session_commits_nothing(app):
+    late, extents = app.version()
+    await app.catalogue.close_session(app.session)
+    with pytest.raises(SessionClosed):
+        await app.catalogue.commit(app.operation(), "f/a", ANYTHING, late, extents)
+    with pytest.raises(SessionClosed):
+        await app.catalogue.raise_floor(app.session, 10)
+    with pytest.raises(SessionClosed):
+        await app.catalogue.remove(OperationId(77, 1), "f/a", ANYTHING)
+    await app.catalogue.close_session(app.session)
+
+
+@story
+async def test_a_commit_behind_a_close_in_the_same_batch_is_refused(app):
+    version, extents = app.version()
+    refused = []
+
+    async def commit():
+        try:
+            await app.catalogue.commit(app.operation(), "f/a", ANYTHING, version, extents)
+        except SessionClosed:
+            refused.append(True)
+
+    async def hold():
+        await trio.sleep(1)
+
+    app.catalogue._engine._flush = hold
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.catalogue.open_session, "tcp://127.0.0.1:2", bytes(16))
+        await trio.sleep(0.1)  # The next two gather behind this one.
+        nursery.start_soon(app.catalogue.close_session, app.session)
+        await trio.sleep(0.1)
+        nursery.start_soon(commit)
+    assert refused
+
+
+@story
+async def test_outcomes_below_the_floor_are_forgotten_and_not_done_again(app):
+    version, extents = app.version()
+    operation = app.operation()
+    await app.catalogue.commit(operation, "f/a", ANYTHING, version, extents)
+    await app.catalogue.raise_floor(app.session, app.counter + 1)
+    await app.catalogue.raise_floor(app.session, 1)  # It only goes up.
+    await app.catalogue.forget_outcomes()
+    assert await app.catalogue._engine.range(b"o/", b"o0", 10) == []
+    with pytest.raises(InvalidRequest, match="floor"):
+        await app.catalogue.commit(operation, "f/a", ANYTHING, version, extents)
+
+
+def test_a_forgotten_outcome_stays_forgotten_for_the_next_master():
+    async def main():
+        disk = SimulatedDisk()
+        async with open_app(SimulatedEngine(RUNTIME, disk)) as app:
+            version, extents = app.version()
+            operation = app.operation()
+            await app.catalogue.commit(operation, "f/a", ANYTHING, version, extents)
+            await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+            await app.catalogue.raise_floor(app.session, app.counter + 1)
+            await app.catalogue.forget_outcomes()
+        async with open_catalogue(SimulatedEngine(RUNTIME, disk), RUNTIME) as catalogue:
+            with pytest.raises(InvalidRequest, match="floor"):
+                await catalogue.commit(operation, "f/a", ANYTHING, version, extents)
+
+    trio.run(main)
+
+
+@story
+async def test_outcomes_of_a_closed_session_are_forgotten(app):
+    for i in range(5):
+        await app.put(f"f/{i}")
+    await app.catalogue.close_session(app.session)
+    await app.catalogue.forget_outcomes()
+    assert await app.catalogue._engine.range(b"o/", b"o0", 10) == []
+
+
+# -- what is no commit -----------------------------------------------------------------------------
+
+
+@story
+async def test_commits_that_no_app_should_send_are_refused(app):
+    def check(match, version, extents):
+        async def refused():
+            with pytest.raises(InvalidRequest, match=match):
+                await app.catalogue.commit(app.operation(), "f/a", ANYTHING, version, extents)
+
+        return refused()
+
+    version, extents = app.version(extents=2)
+    await check("other extents", version, extents[:1])
+    await check("other extents", version, extents[::-1])
+    size_wrong, same = app.version()
+    await check(
+        "bytes", Version(id=size_wrong.id, size=5, blake3=bytes(32), extents=size_wrong.extents), same
+    )
+    await check("names 5 shards", *app.version(pools=(1, 2, 3, 4, 5)))
+    await check("two shards on one pool", *app.version(pools=(1, 2, 3, 4, 5, 5)))
+    await check("not known", *app.version(pools=(1, 2, 3, 4, 5, 9)))
+    foreign = ExtentId(99, 1)
+    alien = Extent(id=foreign, layout=Layout(1, 1), size=5, chunk_size=5, pools=(1, 2))
+    other = Version(id=VersionId(app.session, app.next()), size=5, blake3=bytes(32), extents=(foreign,))
+    await check("not made in session", other, [alien])
+    await app.catalogue.commit(app.operation(), "f/b", ANYTHING, version, extents)
+    await check("used before", version, extents)
+    await app.catalogue.remove(app.operation(), "f/b", ANYTHING)
+    reused = Version(
+        id=VersionId(app.session, app.next()), size=2000, blake3=bytes(32), extents=version.extents
+    )
+    await check("used before", reused, extents)
+    old, old_extents = app.version()
+    await app.catalogue.raise_floor(app.session, app.next())
+    await check("floor", old, old_extents)
+    assert app.catalogue.totals.files == 0
+
+
+@story
+async def test_one_more_than_k_shards_must_be_on_pools_that_count(app):
+    receipt = await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    assert receipt.survives_pools == 1
+    with pytest.raises(NotEnoughShards) as refusal:
+        await app.put("f/b", pools=(1, 2, 3, 4, MISSING, MISSING))
+    assert len(refusal.value.missing) == 2
+    app.catalogue.set_out([6])
+    await app.put("f/c")
+    assert (await app.catalogue.lookup("f/c")).extents[0].pools == (1, 2, 3, 4, 5, MISSING)
+    app.catalogue.set_out([5, 6])
+    with pytest.raises(NotEnoughShards):
+        await app.put("f/d")
+    await app.put("f/single", layout="1+0", pools=(1,))
+    degraded = await app.catalogue.degraded(None, 10)
+    assert [survives for survives, _ in degraded] == [1, 1]
+    assert await app.catalogue.degraded(degraded[0], 10) == degraded[1:]
+
+
+@story
+async def test_shards_on_a_removed_pool_count_as_missing(app):
+    record = app.catalogue.pools[6]
+    await app.catalogue.save_pool(
+        PoolRecord(
+            number=6,
+            pool_id=record.pool_id,
+            name="x",
+            machine="y",
+            zone="",
+            address=record.address,
+            membership="removed",
+        )
+    )
+    await app.put("f/a")
+    assert (await app.catalogue.lookup("f/a")).extents[0].pools == (1, 2, 3, 4, 5, MISSING)
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@story
+async def test_a_version_lives_as_long_as_one_of_its_names(app):
+    put = await app.put("f/a", extents=2)
+    await app.catalogue.rename(app.operation(), "f/a", "f/b", ABSENT, keep=True)
+    assert (await app.catalogue.lookup("f/b")).version.names == 2
+    assert app.catalogue.totals == (2, 2000, 2, 0, 0)
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    await app.catalogue.rename(app.operation(), "f/b", "g/c", ABSENT, keep=False)
+    assert (await app.catalogue.lookup("g/c")).version.names == 1
+    await app.put("g/c")
+    with pytest.raises(StaleRead):
+        await app.catalogue.lookup_version(put.version)
+    assert app.catalogue.totals == (1, 1000, 1, 2, 0)
+
+
+@story
+async def test_moving_and_copying_onto_names_of_the_same_version(app):
+    await app.put("f/a")
+    await app.catalogue.rename(app.operation(), "f/a", "f/b", ABSENT, keep=True)
+    await app.catalogue.rename(app.operation(), "f/a", "f/b", ANYTHING, keep=True)
+    assert (await app.catalogue.lookup("f/a")).version.names == 2
+    await app.catalogue.rename(app.operation(), "f/a", "f/b", ANYTHING, keep=False)
+    assert (await app.catalogue.lookup("f/b")).version.names == 1
+    await app.catalogue.rename(app.operation(), "f/b", "f/b", ANYTHING, keep=False)
+    assert (await app.catalogue.lookup("f/b")).version.names == 1
+    with pytest.raises(Conflict):
+        await app.catalogue.rename(app.operation(), "f/b", "f/b", ABSENT, keep=False)
+    with pytest.raises(NotFound):
+        await app.catalogue.rename(app.operation(), "f/a", "f/c", ABSENT, keep=False)
+
+
+@story
+async def test_a_rename_is_refused_when_the_target_is_another(app):
+    await app.put("f/a")
+    target = await app.put("f/b")
+    with pytest.raises(Conflict):
+        await app.catalogue.rename(app.operation(), "f/a", "f/b", ABSENT, keep=False)
+    await app.catalogue.rename(app.operation(), "f/a", "f/b", Expected(version=target.version), keep=False)
+    assert app.catalogue.totals == (1, 1000, 1, 1, 0)
+
+
+@story
+async def test_very_large_versions_come_and_go(app):
+    await app.put("f/large", extents=2500)
+    assert len((await app.catalogue.lookup("f/large")).extents) == 2500
+    assert [(c.survives, c.files, c.extents) for c in await app.catalogue.survival([])] == [(2, 1, 2500)]
+    await app.catalogue.remove(app.operation(), "f/large", ANYTHING)
+    assert app.catalogue.totals == (0, 0, 0, 2500, 0)
+
+
+# -- extents ---------------------------------------------------------------------------------------
+
+
+@story
+async def test_an_extent_changes_only_from_the_edition_that_was_read(app):
+    await app.put("f/a")
+    (extent,) = (await app.catalogue.lookup("f/a")).extents
+    changed = await app.catalogue.change_extent(extent.id, 0, (1, 2, 3, 4, MISSING, MISSING))
+    assert changed.edition == 1
+    with pytest.raises(Conflict):
+        await app.catalogue.change_extent(extent.id, 0, (1, 2, 3, 4, 5, 6))
+    assert await app.catalogue.degraded(None, 10) == [(0, extent.id)]
+    assert [(c.survives, c.files, c.extents) for c in await app.catalogue.survival([])] == [(0, 1, 1)]
+    await app.catalogue.change_extent(extent.id, 1, (1, 2, 3, 4, 6, 5))
+    assert await app.catalogue.degraded(None, 10) == []
+    assert (await app.catalogue.lookup("f/a")).extents[0].pools == (1, 2, 3, 4, 6, 5)
+    with pytest.raises(InvalidRequest):
+        await app.catalogue.change_extent(extent.id, 2, (1, 2, 3, 4, 6, 6))
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    with pytest.raises(StaleRead):
+        await app.catalogue.change_extent(extent.id, 2, (1, 2, 3, 4, 5, 6))
+
+
+# -- garbage ---------------------------------------------------------------------------------------
+
+
+def holdings(extent):
+    return [Holding(extent.id, index, 7) for index in range(len(extent.pools))]
+
+
+@story
+async def test_garbage_waits_out_its_grace_and_goes_when_all_have_confirmed(app):
+    await app.put("f/a")
+    (extent,) = (await app.catalogue.lookup("f/a")).extents
+    shard = [holdings(extent)[0]]
+    assert await app.catalogue.review(1, shard) == []
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    await trio.sleep(GRACE_S - 1)
+    assert await app.catalogue.review(1, shard) == []
+    assert not await app.catalogue.has_garbage(1)
+    await trio.sleep(GRACE_S)
+    assert await app.catalogue.review(1, shard) == shard
+    for pool in range(1, 7):
+        assert await app.catalogue.garbage(pool, None, 10) == [extent.id]
+        assert app.catalogue.totals.garbage == 1
+        await app.catalogue.confirm_dropped(pool, [extent.id])
+        await app.catalogue.confirm_dropped(pool, [extent.id])
+        assert not await app.catalogue.has_garbage(pool)
+    assert app.catalogue.totals.garbage == 0
+    assert await app.catalogue._engine.range(b"g/", b"g0", 10) == []
+    assert await app.catalogue._engine.range(b"w/", b"w0", 10) == []
+
+
+@story
+async def test_garbage_comes_in_pages_oldest_first(app):
+    gone = []
+    for i in range(10):
+        await app.put(f"f/{i}")
+        gone.append((await app.catalogue.lookup(f"f/{i}")).extents[0].id)
+        await app.catalogue.remove(app.operation(), f"f/{i}", ANYTHING)
+        await trio.sleep(10)
+    await trio.sleep(2 * GRACE_S)
+    pages, after = [], None
+    while page := await app.catalogue.garbage(3, after, 4):
+        pages.append(page)
+        after = page[-1]
+    assert [len(page) for page in pages] == [4, 4, 2]
+    assert [extent for page in pages for extent in page] == gone
+
+
+def test_a_new_master_waits_a_whole_grace_again():
+    async def main():
+        disk = SimulatedDisk()
+        async with open_app(SimulatedEngine(RUNTIME, disk)) as app:
+            await app.put("f/a")
+            (extent,) = (await app.catalogue.lookup("f/a")).extents
+            await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+            await trio.sleep(GRACE_S - 5)
+        async with open_app(SimulatedEngine(RUNTIME, disk)) as app:
+            await trio.sleep(10)
+            assert not await app.catalogue.has_garbage(1)
+            await trio.sleep(GRACE_S)
+            assert await app.catalogue.garbage(1, None, 10) == [extent.id]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@story
+async def test_grace_counts_from_the_commit_and_not_from_the_judging(app):
+    await app.put("f/a")
+    engine = app.catalogue._engine
+
+    async def slow():
+        await trio.sleep(GRACE_S * 2)
+
+    engine._flush = slow
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    assert not await app.catalogue.has_garbage(1)
+    await trio.sleep(GRACE_S * 0.9)
+    assert not await app.catalogue.has_garbage(1)
+    await trio.sleep(GRACE_S * 0.2)
+    assert await app.catalogue.has_garbage(1)
+
+
+@story
+async def test_a_shard_that_the_record_places_elsewhere_is_dead_and_a_missing_one_is_kept(app):
+    await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    (extent,) = (await app.catalogue.lookup("f/a")).extents
+    shards = holdings(extent)
+    assert await app.catalogue.review(2, shards) == [shards[i] for i in (0, 2, 3, 4)]
+    assert await app.catalogue.review(6, shards) == shards[:5]
+
+
+@story
+async def test_orphans_die_with_their_session_or_below_its_durable_floor(app):
+    orphan = Holding(ExtentId(app.session, 5), 0, 1)
+    stranger = Holding(ExtentId(12345, 1), 0, 1)
+    review = app.catalogue.review
+    assert await review(1, [orphan, stranger]) == []
+    await app.catalogue.raise_floor(app.session, 10)
+    assert await review(1, [orphan, stranger]) == []  # A crash would take this floor back.
+    await app.catalogue.save_floors()
+    assert await review(1, [orphan, stranger]) == [orphan]
+    high = Holding(ExtentId(app.session, 50), 0, 1)
+    assert await review(1, [high]) == []
+    await app.catalogue.close_session(app.session)
+    assert await review(1, [high, stranger]) == [high]
+
+
+@story
+async def test_a_floor_that_rose_by_much_is_made_durable_at_once(app):
+    await app.catalogue.raise_floor(app.session, 999)
+    assert app.catalogue.sessions[app.session].safe_floor == 0
+    await app.catalogue.raise_floor(app.session, 1000)
+    assert app.catalogue.sessions[app.session].safe_floor == 1000
+
+
+@story
+async def test_a_shard_is_not_dead_while_its_commit_is_being_flushed(app):
+    version, extents = app.version()
+    engine = app.catalogue._engine
+
+    async def slow():
+        await trio.sleep(10)
+
+    engine._flush = slow
+    verdicts = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.catalogue.commit, app.operation(), "f/a", ANYTHING, version, extents)
+        await trio.sleep(1)
+        nursery.start_soon(app.catalogue.close_session, app.session)
+        for _ in range(25):
+            verdicts += await app.catalogue.review(1, [holdings(extents[0])[0]])
+            await trio.sleep(1)
+    assert verdicts == []
+    assert (await app.catalogue.lookup("f/a")).extents == extents
+
+
+# -- masters ---------------------------------------------------------------------------------------
+
+
+def test_a_master_of_a_lower_term_changes_nothing_more():
+    async def main():
+        engine = SimulatedEngine(RUNTIME)
+        async with open_app(engine) as old, open_app(engine) as new:
+            assert new.catalogue.term == old.catalogue.term + 1
+            assert new.catalogue.cluster_id == old.catalogue.cluster_id
+            assert new.session != old.session
+            with pytest.raises(NotMaster):
+                await old.put("f/a")
+            with pytest.raises(NotMaster):
+                await old.catalogue.lookup("f/a")
+            await new.put("f/a")
+            assert new.catalogue.totals.files == 1
+
+    trio.run(main)
+
+
+def test_when_the_engine_fails_nothing_is_acknowledged_any_more():
+    async def main():
+        engine = SimulatedEngine(RUNTIME)
+        async with open_app(engine) as app:
+            await app.put("f/a")
+            disk = engine.crash()
+            with pytest.raises(CatalogError):
+                await app.put("f/b")
+            with pytest.raises(CatalogError):
+                await app.catalogue.lookup("f/a")
+        async with open_app(SimulatedEngine(RUNTIME, disk)) as app:
+            assert (await app.catalogue.lookup("f/a")).version.size == 1000
+            assert app.catalogue.totals.files == 1
+
+    trio.run(main)
+
+
+def test_a_caller_whose_catalogue_closes_is_not_told_that_all_went_well():
+    async def main():
+        async def never():
+            await trio.sleep(1000)
+
+        failures = []
+
+        async def put(app):
+            try:
+                await app.put("f/a")
+            except CatalogError as error:
+                failures.append(error)
+
+        engine = SimulatedEngine(RUNTIME)
+        async with trio.open_nursery() as nursery, open_app(engine) as app:
+            engine._flush = never
+            nursery.start_soon(put, app)
+            await trio.sleep(1)
+        assert len(failures) == 1
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,0 +1,397 @@
+"""The controller as its peers meet it, over the simulated network."""
+
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
+from droppexd.errors import (
+    Conflict,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    NotMaster,
+    SessionClosed,
+    StaleRead,
+)
+from droppexd.model import (
+    CHUNK_SIZE,
+    Extent,
+    ExtentId,
+    Holding,
+    Layout,
+    OperationId,
+    Role,
+    Version,
+    VersionId,
+)
+from droppexd.roles.controller import ControllerSettings, serve_controller
+from droppexd.runtime import Runtime
+from droppexd.wire.memory import MemoryNetwork
+from droppexd.wire.messages import (
+    ABSENT,
+    ANYTHING,
+    Announce,
+    CloseSession,
+    Commit,
+    ConfirmDropped,
+    Describe,
+    Find,
+    GetStatus,
+    Heartbeat,
+    KeepSession,
+    List,
+    ListGarbage,
+    Lookup,
+    OpenSession,
+    Ping,
+    Remove,
+    Rename,
+    Review,
+)
+from droppexd.wire.rpc import Terms, open_connections
+
+
+class MockedClock:
+    def now(self):
+        return trio.current_time()
+
+    def wall_ms(self):
+        return 1_700_000_000_000
+
+
+class SeededEntropy:
+    def __init__(self):
+        self.random = random.Random(1)
+
+    def token(self, size_bytes):
+        return self.random.randbytes(size_bytes)
+
+    def uniform(self, low, high):
+        return self.random.uniform(low, high)
+
+
+async def run_inline(function, *args):
+    await trio.lowlevel.checkpoint()
+    return function(*args)
+
+
+class World:
+    """A controller and whoever calls it."""
+
+    def __init__(self, connections, terms, address):
+        self._connections = connections
+        self.terms = terms
+        self.address = address
+        self.pools = {}
+
+    async def call(self, request):
+        reply, _ = await self._connections.call(self.address, request, timeout_s=30)
+        return reply
+
+    async def announce(self, index, boot=1, **fields):
+        given = {
+            "pool_id": bytes([index]) * 16,
+            "cluster_id": b"",
+            "boot_id": bytes([boot]) * 16,
+            "previous_boot_id": b"",
+            "name": f"pool{index}",
+            "machine": f"machine{index}",
+            "zone": "",
+            "address": f"tcp://127.0.0.1:{index}",
+            "capacity": 1000,
+            "free": 900,
+            "shards": 0,
+            "read_only": False,
+        }
+        welcomed = await self.call(Announce(**(given | fields)))
+        self.pools[welcomed.number] = bytes([boot]) * 16
+        return welcomed
+
+    async def beat(self, number):
+        return await self.call(
+            Heartbeat(
+                number=number,
+                boot_id=self.pools[number],
+                capacity=1000,
+                free=900,
+                shards=0,
+                read_only=False,
+            )
+        )
+
+    async def open(self):
+        opened = await self.call(OpenSession(address="tcp://127.0.0.1:99", boot_id=bytes(16)))
+        self.session = opened.session
+        self.counter = 0
+        return opened
+
+    def next(self):
+        self.counter += 1
+        return self.counter
+
+    def operation(self):
+        return OperationId(self.session, self.next())
+
+    def commit(self, name, condition=ANYTHING):
+        extent = Extent(
+            id=ExtentId(self.session, self.next()),
+            layout=Layout(1, 2),
+            size=10,
+            chunk_size=CHUNK_SIZE,
+            pools=(1, 2, 3),
+        )
+        version = Version(
+            id=VersionId(self.session, self.next()), size=10, blake3=bytes(32), extents=(extent.id,)
+        )
+        return Commit(
+            operation=self.operation(), name=name, condition=condition, version=version, extents=(extent,)
+        )
+
+    async def put(self, name, condition=ANYTHING):
+        return (await self.call(self.commit(name, condition))).receipt
+
+    async def remove(self, name):
+        return await self.call(Remove(name=name, operation=self.operation()))
+
+
+SETTINGS = ControllerSettings(name="master")
+
+
+@asynccontextmanager
+async def controller(disk=None, settings=SETTINGS):
+    runtime = Runtime(clock=MockedClock(), entropy=SeededEntropy(), run_blocking=run_inline)
+    network = MemoryNetwork(runtime.entropy)
+    engine = SimulatedEngine(runtime, disk)
+    terms = Terms()
+    async with (
+        network.transport("controller", Role.CONTROLLER) as own,
+        network.transport("peer", None) as theirs,
+        open_connections(theirs, terms=terms) as connections,
+        trio.open_nursery() as nursery,
+    ):
+        serve = serve_controller
+        address = await nursery.start(
+            lambda task_status: serve(
+                transport=own,
+                address="tcp://127.0.0.1:0",
+                engine=engine,
+                runtime=runtime,
+                settings=settings,
+                task_status=task_status,
+            )
+        )
+        world = World(connections, terms, address)
+        world.engine = engine
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+def story(function):
+    """Run an async test about a controller with three pools and one app."""
+
+    def test():
+        async def main():
+            async with controller() as world:
+                for index in (1, 2, 3):
+                    await world.announce(index)
+                await world.open()
+                await function(world)
+
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    test.__name__ = function.__name__
+    return test
+
+
+@story
+async def test_a_file_comes_and_goes(world):
+    assert (await world.call(Ping())).role == Role.CONTROLLER
+    receipt = await world.put("a b", ABSENT)
+    assert (receipt.name, receipt.survives_pools, receipt.survives_machines) == ("files/a b", 2, 2)
+    found = await world.call(Lookup(name="a b"))
+    assert found.name == "files/a b"
+    assert found.extents[0].pools == (1, 2, 3)
+    assert (await world.call(Lookup(name="x", version=found.version.id))).version == found.version
+    with pytest.raises(Conflict):
+        await world.put("a b", ABSENT)
+    with pytest.raises(InvalidName):
+        await world.put("a//b")
+    await world.call(Rename(source="a b", target="b/c", operation=world.operation()))
+    await world.call(Rename(source="b/c", target="b/d", keep=True, operation=world.operation()))
+    entries = (await world.call(List(recursive=True))).entries
+    assert [entry.name for entry in entries] == ["b/c", "b/d"]
+    assert [entry.name for entry in (await world.call(List())).entries] == ["b/"]
+    assert [entry.name for entry in (await world.call(Find(pattern="d"))).entries] == ["b/d"]
+    described = await world.call(Describe(name="b/d"))
+    assert described.names == 2
+    assert [(place.name, place.state) for place in described.extents[0].shards] == [
+        ("pool1", "up"),
+        ("pool2", "up"),
+        ("pool3", "up"),
+    ]
+    await world.remove("b/c")
+    await world.remove("b/d")
+    with pytest.raises(NotFound):
+        await world.call(Lookup(name="b/d"))
+    with pytest.raises(StaleRead):
+        await world.call(Lookup(name="b/d", version=found.version.id))
+    with pytest.raises(InvalidRequest):
+        await world.call(Remove(name="b/d"))
+
+
+@story
+async def test_a_repeated_commit_gets_the_same_receipt(world):
+    commit = world.commit("f/a", ABSENT)
+    assert await world.call(commit) == await world.call(commit)
+
+
+@story
+async def test_silent_pools_are_down_and_status_tells_what_that_means(world):
+    await world.put("f/a")
+    status = (await world.call(GetStatus())).status
+    assert [(c.survives, c.files, c.extents) for c in status.survival] == [(2, 1, 1)]
+    assert (status.files, status.size, status.extents, status.sessions) == (1, 10, 1, 1)
+    assert status.warnings == ()
+    for _ in range(6):
+        await trio.sleep(2)
+        await world.beat(1)
+    status = (await world.call(GetStatus())).status
+    assert [pool.state for pool in status.pools] == ["up", "down", "down"]
+    assert [(c.survives, c.files, c.extents) for c in status.survival] == [(0, 1, 1)]
+    assert len(status.warnings) == 3
+    described = await world.call(Describe(name="f/a"))
+    assert (described.survives_pools, described.survives_machines) == (0, 0)
+
+
+@story
+async def test_the_map_comes_only_when_it_changed(world):
+    opened = await world.open()
+    kept = KeepSession(session=world.session, floor=1, map_version=opened.map.version)
+    assert (await world.call(kept)).map is None
+    await world.announce(4)
+    fresh = (await world.call(kept)).map
+    assert len(fresh.pools) == 4
+    assert fresh.version > opened.map.version
+
+
+@story
+async def test_a_session_lives_by_its_lease(world):
+    keep = KeepSession(session=world.session, floor=1, map_version=0)
+    for _ in range(5):
+        await trio.sleep(40)
+        await world.call(keep)
+    late = world.commit("f/a")
+    await trio.sleep(70)
+    with pytest.raises(SessionClosed):
+        await world.call(keep)
+    with pytest.raises(SessionClosed):
+        await world.call(late)
+
+
+@story
+async def test_a_session_that_is_closed_is_over_at_once(world):
+    late = world.commit("f/a")
+    await world.call(CloseSession(session=world.session))
+    with pytest.raises(SessionClosed):
+        await world.call(late)
+
+
+@story
+async def test_pools_are_nudged_to_drop_garbage_and_confirm_it(world):
+    await world.put("f/a")
+    (extent,) = (await world.call(Lookup(name="f/a"))).extents
+    shard = Holding(extent.id, 0, 3)
+    await world.remove("f/a")
+    assert not (await world.beat(1)).review
+    assert (await world.call(Review(number=1, holdings=(shard,)))).drop == ()
+    await trio.sleep(130)
+    assert (await world.beat(1)).review
+    assert (await world.call(ListGarbage(number=1))).extents == (extent.id,)
+    verdicts = await world.call(Review(number=1, holdings=(shard,)))
+    assert verdicts.drop == (shard,)
+    assert verdicts.term == 1
+    await world.call(ConfirmDropped(number=1, extents=(extent.id,)))
+    assert not (await world.beat(1)).review
+    assert (await world.beat(2)).review
+    with pytest.raises(NotFound):
+        await world.call(ListGarbage(number=77))
+
+
+@story
+async def test_outcomes_are_forgotten_below_the_floor(world):
+    for i in range(5):
+        await world.put(f"f/{i}")
+    await world.call(KeepSession(session=world.session, floor=world.counter + 1, map_version=0))
+    await trio.sleep(10)
+    assert await world.engine.range(b"o/", b"o0", 10) == []
+
+
+@story
+async def test_a_heartbeat_after_a_restart_asks_for_an_announcement(world):
+    world.pools[1] = b"x" * 16
+    with pytest.raises(NotFound):
+        await world.beat(1)
+
+
+@story
+async def test_a_controller_that_hears_of_a_later_term_is_no_master_any_more(world):
+    world.terms.observe(7)
+    with pytest.raises(NotMaster):
+        await world.call(Lookup(name="f/a"))
+    assert (await world.call(Ping())).term == 1
+
+
+def test_a_new_master_keeps_pools_and_sessions_and_begins_a_term():
+    async def main():
+        disk = SimulatedDisk()
+        async with controller(disk) as world:
+            for index in (1, 2, 3):
+                welcomed = await world.announce(index)
+            await world.open()
+            await world.put("f/a")
+            pools, session, counter = world.pools, world.session, world.counter
+        async with controller(disk) as world:
+            world.pools, world.session, world.counter = pools, session, counter
+            status = (await world.call(GetStatus())).status
+            assert status.term == 2
+            assert [pool.state for pool in status.pools] == ["down"] * 3
+            assert "started" in status.warnings[0]
+            await world.beat(2)  # The start that announced itself last needs no new announcement.
+            again = await world.announce(3, boot=2, previous_boot_id=bytes([1]) * 16)
+            assert (again.number, again.cluster_id) == (3, welcomed.cluster_id)
+            status = (await world.call(GetStatus())).status
+            assert [pool.state for pool in status.pools] == ["down", "up", "up"]
+            await trio.sleep(50)  # A whole lease again.
+            await world.put("f/b")
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_announcements_of_one_new_pool_at_the_same_time_make_one_record():
+    async def main():
+        async with controller() as world, trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(world.announce, 1)
+        assert list(world.pools) == [1]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_the_role_ends_when_another_master_takes_the_catalogue_over():
+    async def main():
+        async with controller() as world:
+            await world.open()
+            rival = world.engine
+            (term,) = await rival.get([b"m/term"])
+            await rival.txn([], [(b"m/term", term.value)])
+            with pytest.raises(NotMaster):
+                await world.open()
+            await trio.sleep(20)
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert ended.group_contains(NotMaster)
