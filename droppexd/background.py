@@ -29,3 +29,23 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             raise lone
         finally:
             lone = None  # A frame that its own exception refers to would be a cycle.
+
+
+@asynccontextmanager
+async def stopping_in_order() -> AsyncIterator[trio.CancelScope]:
+    """Shield a block from being cancelled from outside, and yield the scope that is cancelled in its stead.
+
+    What runs in that scope ends first; the block then goes on, to end the rest in order and in bounded time.
+    """
+    first = trio.CancelScope()
+
+    async def pass_on() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            first.cancel()
+
+    async with open_background() as nursery:
+        nursery.start_soon(pass_on)
+        with trio.CancelScope(shield=True):
+            yield first

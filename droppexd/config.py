@@ -289,6 +289,14 @@ class Config:
     app_buffer: Annotated[
         int, Option(parse_size, "Memory for all transfers of the app together.", metavar="SIZE")
     ] = 96 * _MIB
+    app_idle: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "A transfer whose client was silent for so long is given up.",
+            metavar="DURATION",
+        ),
+    ] = 90.0
 
     pool_listen: Annotated[
         str, Option(_listen_address, "Where the pool listens for apps and other pools.", metavar="ADDRESS")
@@ -301,6 +309,12 @@ class Config:
     pool_reserve: Annotated[
         int, Option(parse_size, "Space on the disk that the pool leaves free.", metavar="SIZE")
     ] = _GIB
+    pool_idle: Annotated[
+        float,
+        Option(
+            parse_duration, "A shard whose writer was silent for so long is given up.", metavar="DURATION"
+        ),
+    ] = 120.0
     keys_own: Annotated[
         tuple[str, ...],
         Option(

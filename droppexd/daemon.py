@@ -258,6 +258,7 @@ class _Process:
                     machine=config.machine,
                     zone=config.zone,
                     advertise=config.pool_advertise,
+                    idle_s=config.pool_idle,
                 ),
                 task_status=started,
             )
@@ -281,6 +282,7 @@ class _Process:
                 layout=config.layout,
                 buffer_bytes=config.app_buffer,
                 advertise=config.app_advertise,
+                idle_s=config.app_idle,
             ),
             task_status=started,
         )

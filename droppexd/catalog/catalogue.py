@@ -175,6 +175,29 @@ class Catalogue:
                 return found
         raise StaleRead(f"{name!r} changes faster than it can be read")
 
+    def lookup_now(self, name: str) -> Found | None:
+        """Return what `lookup` would, when that takes no waiting; None where it would; raise NotFound."""
+        self.check()
+        found = self._engine.peek((name_key(name),))
+        if found is None:
+            return None
+        if found[0] is None:
+            raise NotFound(f"there is no file {name!r}")
+        version_id = unpack_name(found[0].value).version
+        found = self._engine.peek((version_key(version_id),))
+        if found is None or found[0] is None:
+            return None
+        version = unpack_version(version_id, found[0].value)
+        found = self._engine.peek([extent_key(extent) for extent in version.extents])
+        if found is None:
+            return None
+        extents: list[Extent] = []
+        for extent_id, entry in zip(version.extents, found, strict=True):
+            if entry is None:
+                return None
+            extents.append(unpack_extent(extent_id, entry.value).extent)
+        return Found(version, tuple(extents))
+
     async def lookup_version(self, version: VersionId) -> Found:
         """Return a version, whatever its names are now; raise StaleRead when it is gone."""
         self.check()

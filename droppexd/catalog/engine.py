@@ -58,6 +58,10 @@ class Engine(Protocol):
         """Return the entries under these keys, in the order asked, all as of one moment."""
         ...
 
+    def peek(self, keys: Sequence[bytes]) -> list[Entry | None] | None:
+        """Return what `get` would, when that takes no waiting; None where it would have to wait."""
+        ...
+
     async def range(self, start: bytes, end: bytes, limit: int) -> list[Entry]:
         """Return at most `limit` entries with start <= key < end, in order."""
         ...

@@ -267,12 +267,19 @@ class SqliteEngine:
 
     async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """Return the entries under these keys, in the order asked, all as of one moment."""
+        found = self.peek(keys)
+        if found is not None:
+            return found
+        async with self._scan_lock:
+            return await self._runtime.run_blocking(self._read, self._file.get_many, keys)
+
+    def peek(self, keys: Sequence[bytes]) -> list[Entry | None] | None:
+        """Return what `get` would, when that takes no waiting; None where it would have to wait."""
         if len(keys) == 1:
             return [self._read(self._file.get_one, keys[0])]
         if len(keys) <= INLINE_ENTRIES:
             return self._read(self._file.get_few, keys)
-        async with self._scan_lock:
-            return await self._runtime.run_blocking(self._read, self._file.get_many, keys)
+        return None
 
     async def range(self, start: bytes, end: bytes, limit: int) -> list[Entry]:
         """Return at most `limit` entries with start <= key < end, in order."""

@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 import trio
 from blake3 import blake3
 
-from droppexd.errors import IntegrityError, InvalidRequest, PeerBusy, RemoteProtocolError
+from droppexd.background import stopping_in_order
+from droppexd.errors import Conflict, IntegrityError, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_session import Registration
@@ -58,9 +59,6 @@ log = logging.getLogger("droppex.app")
 _MASTER_S = 30.0
 """How long the app looks for a master on behalf of a caller."""
 
-_IDLE_S = 90.0
-"""A transfer whose client was silent for so long is forgotten."""
-
 _REAP_S = 5.0
 _SMALL_AT_ONCE = 128
 """Small files in work at once; others wait. More would be refused by the pools, for each of them takes 256
@@ -84,6 +82,8 @@ class AppSettings:
     advertise: str = ""
     """The address that others reach this app at, when it is not the one it binds."""
     chunk_size: int = CHUNK_SIZE
+    idle_s: float = 90.0
+    """A transfer whose client was silent for so long is forgotten."""
 
 
 class _Stream(Generic[S]):
@@ -142,12 +142,10 @@ class _Streams(Generic[S]):
             stream.resources.close()
         return stream
 
-    def silent(self, now: float) -> list[int]:
-        """Return the streams that nobody has used for too long."""
+    def silent(self, since: float) -> list[int]:
+        """Return the streams that nobody has used since then."""
         return [
-            number
-            for number, stream in self._streams.items()
-            if not stream.active and now - stream.heard > _IDLE_S
+            number for number, stream in self._streams.items() if not stream.active and stream.heard < since
         ]
 
 
@@ -214,6 +212,7 @@ class _App:
 
     async def put_small(self, _call: Call, request: PutSmall, body: Sequence[Frame]) -> Answer:
         """Store a whole small file at once."""
+        chunk_size = self._settings.chunk_size
         data = body[0] if body else b""
         wanted = Wanted(
             name=normal_name(request.name),
@@ -228,9 +227,14 @@ class _App:
         try:
             with self._registration.session.work() as ids:
                 upload = Upload(self._outlets, wanted, ids)
-                if data:
-                    await upload.send_chunk(0, data, last=True)
-                return Stored(receipt=await upload.finish(request.blake3))
+                try:
+                    for number, start in enumerate(range(0, len(data), chunk_size)):
+                        chunk = data[start : start + chunk_size]
+                        await upload.send_chunk(number, chunk, last=start + chunk_size >= len(data))
+                    return Stored(receipt=await upload.finish(request.blake3))
+                except BaseException:
+                    await upload.abort()
+                    raise
         finally:
             self._small.release()
 
@@ -250,6 +254,7 @@ class _App:
             metadata=request.metadata,
             size=request.size,
         )
+        await self._check_condition(wanted)
         with ExitStack() as undo:
             ids = undo.enter_context(self._registration.session.work())
             upload = Upload(self._outlets, wanted, ids)
@@ -259,6 +264,22 @@ class _App:
             number = self._puts.add(stream)
             stream.resources = undo.pop_all()
         return PutOpened(stream=number, credit=lease.units, chunk_size=self._settings.chunk_size)
+
+    async def _check_condition(self, wanted: Wanted) -> None:
+        """Refuse early what the commit would refuse: it decides, but only after all bytes were sent."""
+        condition = wanted.condition
+        if not condition.absent and condition.version is None:
+            return
+        try:
+            found = await self._reader.look_up(Lookup(name=wanted.name))
+        except NotFound:
+            if condition.version is not None:
+                raise Conflict(f"{wanted.name!r} does not exist any more") from None
+            return
+        if condition.absent:
+            raise Conflict(f"{wanted.name!r} exists already")
+        if condition.version != found.version.id:
+            raise Conflict(f"{wanted.name!r} has another version by now: {found.version.id}")
 
     def admit_chunk(self, peer: Peer, request: PutChunk, _body: Sequence[Frame]) -> object:
         """Hold a put to the order of its chunks and to its credit."""
@@ -403,15 +424,16 @@ class _App:
 
     async def reap(self) -> None:
         """Forget transfers whose clients have gone, for ever."""
+        idle_s = self._settings.idle_s
         while True:
-            await trio.sleep(_REAP_S)
-            now = self._runtime.clock.now()
-            for number in self._gets.silent(now):
+            await trio.sleep(min(_REAP_S, idle_s / 2))
+            since = self._runtime.clock.now() - idle_s
+            for number in self._gets.silent(since):
                 self._gets.remove(number)
-            for number in self._puts.silent(now):
+            for number in self._puts.silent(since):
                 stream = self._puts.remove(number)
                 if stream is not None:
-                    log.info("put given up: its client was silent for %g s", _IDLE_S)
+                    log.info("put given up: its client was silent for %g s", idle_s)
                     await stream.work.abort()
 
 
@@ -429,16 +451,20 @@ async def serve_app(
     The transport is the caller's; everything else that the app opens ends with it.
     """
     terms = Terms()
-    async with open_connections(transport, terms=terms) as connections:
+    async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         master = MasterLink(connections, controllers, runtime)
         registration = Registration(master, runtime)
         app = _App(connections, registration, master, runtime, settings)
-        async with trio.open_nursery() as nursery:
-            listener = await nursery.start(_serve, transport, address, app.service(), terms)
-            await registration.open(settings.advertise or listener.address)
-            nursery.start_soon(registration.run)
-            nursery.start_soon(app.reap)
-            task_status.started(listener.address)
+        async with trio.open_nursery() as helpers:
+            with serving:
+                async with trio.open_nursery() as front:
+                    listener = await front.start(_serve, transport, address, app.service(), terms)
+                    await registration.open(settings.advertise or listener.address)
+                    helpers.start_soon(registration.run)
+                    helpers.start_soon(app.reap)
+                    task_status.started(listener.address)
+            helpers.cancel_scope.cancel()
+        await registration.close()
 
 
 async def _serve(

@@ -46,6 +46,8 @@ _EXTRA_SHARE = 0.05
 """Extra reads for late pieces are at most this share of all reads..."""
 _EXTRA_BURST = 8.0
 """...after this many, so that the first slow pool is met at once."""
+_HUNG_S = 1.0
+"""A pool that is silent for so long while others have answered hangs: reading elsewhere is no extra."""
 _INLINE_SIZE = 64 * 1024
 """Rebuilding this much costs less than handing it to a thread."""
 
@@ -248,6 +250,7 @@ class _Fetch:
                     nursery.start_soon(one, index)
 
             start([*late, *first])
+            hangs_at = self._clock.now() + _HUNG_S
             patience_s = 0.0 if late else self._pace.late_s
             while not self._enough():
                 if not all(index in self._pieces or index in running for index in self._wanted):
@@ -262,8 +265,9 @@ class _Fetch:
                 if waiting.cancelled_caught:
                     patience_s = self._pace.late_s
                     waited_for = tuple(running)
+                    hung = bool(self._pieces) and self._clock.now() >= hangs_at
                     for _ in range(k - len(self._pieces)):
-                        if spare and self._pace.take_extra():
+                        if spare and (hung or self._pace.take_extra()):
                             slow.update(waited_for)
                             start([spare.pop(0)])
             for index in slow.intersection(running):
@@ -272,7 +276,7 @@ class _Fetch:
 
     def _begin(self, index: int) -> Pending[Piece] | None:
         """Send the request for one piece, or note why that is not possible."""
-        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunk)
+        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunk, length=self._size)
         try:
             return self._connections.begin(self._pools[index].address, request, timeout_s=PIECE_S)
         except PeerError as error:

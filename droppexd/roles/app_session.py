@@ -137,13 +137,9 @@ class Registration:
 
     async def run(self) -> None:
         """Keep the session alive for ever; open a new one when it is lost."""
-        try:
-            while True:
-                await trio.sleep(_KEEP_S)
-                await self.refresh()
-        finally:
-            with trio.move_on_after(_CLOSE_S, shield=True):
-                await self._close()
+        while True:
+            await trio.sleep(_KEEP_S)
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Send one heartbeat and take the map that it brings."""
@@ -164,7 +160,8 @@ class Registration:
             if kept.map is not None:
                 self._view = MapView(kept.map)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """End the session in order, in bounded time: nothing of it is under way any more."""
         if self._session is None or self._session.closed:
             return
         self._session.closed = True

@@ -41,7 +41,7 @@ from droppexd.roles.ordered import Turns
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import AbortShard, Commit, Condition, PieceWritten, WritePiece
-from droppexd.wire.rpc import Connections, Pending
+from droppexd.wire.rpc import Connections, Pending, all_settled
 from droppexd.wire.transport import Frame
 
 log = logging.getLogger("droppex.app")
@@ -60,6 +60,8 @@ PIECE_S = 120.0
 
 COMMIT_S = 60.0
 ABORT_S = 2.0
+_MOST_ABORTED = 64
+"""Extents of a given up upload whose pools are told. 16 GiB: enough to matter, and few enough to tell."""
 
 _INLINE_SIZE = 64 * 1024
 """Coding this much costs less than handing it to a thread."""
@@ -325,6 +327,7 @@ class Upload:
             )
 
     async def _await_answers(self, extent: _ExtentUpload, sent: "_Sent") -> None:
+        await all_settled(list(sent.pending.values()), _LOOK_S)
         for target in extent.targets:
             pending = sent.pending.get(target.index)
             if pending is None:
@@ -407,11 +410,14 @@ class Upload:
         return committed.receipt
 
     async def abort(self) -> None:
-        """Tell the pools to forget what was sent; what they miss, the master's floor cleans up."""
+        """Tell the pools that nothing of this will be committed; they drop it when the master agrees.
+
+        Pools that miss it find out when they look through all that they hold.
+        """
         self._turns.break_off(PeerError("the upload was aborted"))
         with trio.move_on_after(ABORT_S, shield=True):
             async with trio.open_nursery() as nursery:
-                for extent in self._extents[-1:]:
+                for extent in self._extents[-_MOST_ABORTED:]:
                     for target in extent.alive:
                         nursery.start_soon(self._abort_shard, extent.id, target)
 

@@ -52,7 +52,7 @@ from droppexd.wire.messages import (
     Verdicts,
     Welcomed,
 )
-from droppexd.wire.rpc import Answer, Call, Limits, Service, Terms, serve
+from droppexd.wire.rpc import Answer, Call, Limits, Respond, Service, Terms, serve
 from droppexd.wire.transport import Frame, Listener, Transport
 
 log = logging.getLogger("droppex.controller")
@@ -128,7 +128,8 @@ class _Controller:
                 Remove: self.remove,
                 Rename: self.rename,
                 GetStatus: self.get_status,
-            }
+            },
+            quick={Lookup: self.lookup_now},
         )
 
     def is_at(self, address: str) -> None:
@@ -258,6 +259,18 @@ class _Controller:
         else:
             version, extents = await self._catalogue.lookup_version(request.version)
         return Found(name=name, version=version, extents=extents)
+
+    def lookup_now(self, _call: Call, request: Lookup, _body: Body, respond: Respond) -> bool:
+        """Answer a look-up that takes no waiting, which is nearly every one."""
+        self._check_term()
+        if request.version is not None:
+            return False
+        name = normal_name(request.name)
+        found = self._catalogue.lookup_now(name)
+        if found is None:
+            return False
+        respond(Found(name=name, version=found.version, extents=found.extents))
+        return True
 
     async def list_names(self, _call: Call, request: List, _body: Body) -> Answer:
         """List a page of names."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import trio
 
-from droppexd.errors import DroppexError, NotMaster, PeerError
+from droppexd.errors import DroppexError, NotAuthorised, NotMaster, PeerError
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import R, Request
 from droppexd.wire.rpc import Connections
@@ -47,6 +47,8 @@ class MasterLink:
             except NotMaster as error:
                 failure: DroppexError = error
                 self._leave(address, error.address)
+            except NotAuthorised:
+                raise  # The key is wrong, and no controller will find it right.
             except PeerError as error:
                 failure = error
                 self._leave(address)

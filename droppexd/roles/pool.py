@@ -7,7 +7,8 @@ from typing import Any
 
 import trio
 
-from droppexd.errors import DroppexError, IdentityError, NotFound, StoreError
+from droppexd.background import stopping_in_order
+from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound, StoreError
 from droppexd.model import MISSING, ExtentId
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_writer import (
@@ -37,16 +38,27 @@ from droppexd.wire.messages import (
     Welcomed,
     WritePiece,
 )
-from droppexd.wire.rpc import Answer, Call, Limits, Service, Terms, open_connections, serve
+from droppexd.wire.rpc import Answer, Call, Limits, Respond, Service, Terms, open_connections, serve
 from droppexd.wire.transport import Frame, Peer, Transport
 
 log = logging.getLogger("droppex.pool")
 
 _MASTER_S = 10.0
-_IDLE_S = 120.0
-"""A shard whose writer was silent for so long is given up."""
 _PAUSE_S = 1.0
 """Before a master that refused is asked again; its disk may be full, and the pool outlives that."""
+
+_MOST_DOUBTFUL = 4096
+"""Shards of uploads that were given up; the look through everything finds those beyond."""
+_DOUBTFUL_TRIES = 30
+"""Heartbeats after which such a shard is left to the look through everything."""
+
+_QUICK_READ_SIZE = 32 * 1024
+"""Pieces up to here are read on the event loop: from the page cache a tenth of a thread's hop..."""
+_QUICK_READ_S = 0.003
+"""...and when it takes longer than this, the disk had to be asked,"""
+_SLOW_DISK_S = 1.0
+"""and for so long all reads go through threads, so that the disk sees them side by side."""
+
 _DRAIN_S = 3.0
 """Requests that run when the pool is told to stop get this long."""
 
@@ -62,6 +74,8 @@ class PoolSettings:
     """The address that others reach this pool at, when it is not the one it binds."""
     review_s: float = 3600.0
     """Between two looks through everything that is held."""
+    idle_s: float = 120.0
+    """A shard whose writer was silent for so long is given up."""
 
 
 class _Pool:
@@ -80,6 +94,8 @@ class _Pool:
         self._small = SmallWriter(store, runtime)
         self._number = MISSING
         self._garbage = trio.Event()
+        self._disk_is_slow_until = 0.0
+        self._doubtful: dict[ExtentId, int] = {}
 
     def service(self) -> Service:
         """Return what a pool answers."""
@@ -91,6 +107,7 @@ class _Pool:
                 ReadPiece: self.read_piece,
             },
             admissions={WritePiece: self.admit_piece},
+            quick={WritePiece: self.write_small, ReadPiece: self.read_small},
         )
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
@@ -101,22 +118,48 @@ class _Pool:
         """Number the pieces of a shard in the order in which they arrive."""
         return self._streams.admit(request, body)
 
+    def write_small(self, call: Call, request: WritePiece, body: Sequence[Frame], respond: Respond) -> bool:
+        """Take a whole small shard; it is answered when the commit that it joins is flushed."""
+        if call.ticket is not None:
+            return False
+        piece = bytes(body[0])
+        verify_piece(request, piece)
+
+        def done(result: int | DroppexError) -> None:
+            if isinstance(result, DroppexError):
+                respond(result)
+            else:
+                respond(PieceWritten(boot_id=self._boot_id, credit=CREDIT, generation=result))
+
+        self._small.submit((header_of(request, request.size, (request.checksum,)), piece), done)
+        return True
+
     async def write_piece(self, call: Call, request: WritePiece, body: Sequence[Frame]) -> Answer:
-        """Write a piece; after the last one the shard is durable."""
+        """Write a piece of a large shard; after the last one the shard is durable."""
         stream = call.ticket
-        if isinstance(stream, ShardStream):
-            generation = await self._streams.write(stream, request, body)
-        else:
-            piece = bytes(body[0])
-            verify_piece(request, piece)
-            header = header_of(request, request.size, (request.checksum,))
-            generation = await self._small.put((header, piece))
+        if not isinstance(stream, ShardStream):
+            raise LocalProtocolError("a small shard came where pieces of large ones are written")
+        generation = await self._streams.write(stream, request, body)
         return PieceWritten(boot_id=self._boot_id, credit=CREDIT, generation=generation)
 
     async def abort_shard(self, _call: Call, request: AbortShard, _body: Sequence[Frame]) -> Answer:
-        """Forget a shard that is being written."""
+        """Forget a shard that is being written; ask the master soon about one that is stored already."""
         await self._streams.abort(request.extent, request.index)
+        if len(self._doubtful) < _MOST_DOUBTFUL:
+            self._doubtful[request.extent] = _DOUBTFUL_TRIES
         return Done()
+
+    def read_small(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
+        """Serve a small piece at once, while the disk answers at once."""
+        now = self._runtime.clock.now
+        began = now()
+        if request.length > _QUICK_READ_SIZE or began < self._disk_is_slow_until:
+            return False
+        piece, checksum = self._store.read(request.extent, request.index, request.chunk)
+        if now() - began > _QUICK_READ_S:
+            self._disk_is_slow_until = now() + _SLOW_DISK_S
+        respond((Piece(checksum=checksum), (piece,)))
+        return True
 
     async def read_piece(self, _call: Call, request: ReadPiece, _body: Sequence[Frame]) -> Answer:
         """Serve a piece as it is stored; its reader verifies it."""
@@ -184,7 +227,7 @@ class _Pool:
             except DroppexError as error:
                 log.warning("heartbeat to the master failed: %s", error)
                 continue
-            if heard.review:
+            if heard.review or self._doubtful:
                 self._garbage.set()
 
     async def look_through_garbage(self) -> None:
@@ -201,6 +244,7 @@ class _Pool:
                 if self._garbage.is_set():
                     self._garbage = trio.Event()
                     await self._collect_garbage(self._number)
+                    await self._review_doubtful(self._number)
                 if clock.now() - reviewed >= self._settings.review_s:
                     reviewed = clock.now()
                     await self._review_everything(self._number)
@@ -223,6 +267,20 @@ class _Pool:
             if gone:
                 await self._master.call(ConfirmDropped(number=number, extents=gone), timeout_s=_MASTER_S)
             after = page.extents[-1]
+
+    async def _review_doubtful(self, number: int) -> None:
+        """Ask about shards of uploads that were given up, until the master's floor has passed them."""
+        extents = list(self._doubtful)[:PAGE_LIMIT]
+        if not extents:
+            return
+        held = await self._runtime.run_blocking(self._store.find, extents)
+        for start in range(0, len(held), PAGE_LIMIT):
+            await self._drop_dead(number, held[start : start + PAGE_LIMIT])
+        left = {holding.extent for holding in await self._runtime.run_blocking(self._store.find, extents)}
+        for extent in extents:
+            tries = self._doubtful.pop(extent) - 1
+            if extent in left and tries:
+                self._doubtful[extent] = tries  # Behind the others, so that each gets its turn.
 
     async def _review_everything(self, number: int) -> None:
         """Ask the master about all that is held, page by page: uploads that failed leave shards behind."""
@@ -253,9 +311,10 @@ class _Pool:
 
     async def reap(self) -> None:
         """Give up shards whose writers have gone, for ever."""
+        idle_s = self._settings.idle_s
         while True:
-            await trio.sleep(_IDLE_S / 4)
-            await self._streams.reap(_IDLE_S)
+            await trio.sleep(idle_s / 4)
+            await self._streams.reap(idle_s)
 
 
 async def serve_pool(
@@ -274,18 +333,21 @@ async def serve_pool(
     Raise IdentityError when the store belongs to another cluster.
     """
     terms = Terms()
-    async with open_connections(transport, terms=terms) as connections:
+    async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         master = MasterLink(connections, controllers, runtime)
         pool = _Pool(store, master, runtime, settings, terms)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pool.run_small_writer)
-            nursery.start_soon(pool.reap)
-            listener = await nursery.start(_serve, transport, address, pool.service(), terms)
-            known_as = settings.advertise or listener.address
-            welcomed = await pool.announce(known_as)
-            nursery.start_soon(pool.keep_alive, known_as, welcomed)
-            nursery.start_soon(pool.look_through_garbage)
-            task_status.started(listener.address)
+        async with trio.open_nursery() as helpers:
+            helpers.start_soon(pool.run_small_writer)
+            helpers.start_soon(pool.reap)
+            with serving:
+                async with trio.open_nursery() as front:
+                    listener = await front.start(_serve, transport, address, pool.service(), terms)
+                    known_as = settings.advertise or listener.address
+                    welcomed = await pool.announce(known_as)
+                    front.start_soon(pool.keep_alive, known_as, welcomed)
+                    front.start_soon(pool.look_through_garbage)
+                    task_status.started(listener.address)
+            helpers.cancel_scope.cancel()
 
 
 async def _serve(

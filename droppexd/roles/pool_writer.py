@@ -5,7 +5,7 @@ arrive while it runs make up the next.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -29,15 +29,8 @@ _GROUP = 512
 Key = tuple[ExtentId, int]
 
 
-class _Waiting:
-    """A small shard that waits for its commit."""
-
-    __slots__ = ("done", "result", "shard")
-
-    def __init__(self, shard: SmallShard) -> None:
-        self.shard = shard
-        self.done = trio.Event()
-        self.result: int | DroppexError = 0
+Done = Callable[[int | DroppexError], None]
+"""Told the generation of a small shard that is durable, or why it is not."""
 
 
 class SmallWriter:
@@ -46,20 +39,18 @@ class SmallWriter:
     def __init__(self, store: ShardStore, runtime: Runtime) -> None:
         self._store = store
         self._runtime = runtime
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[tuple[SmallShard, Done]] = []
         self._more = trio.Event()
 
-    async def put(self, shard: SmallShard) -> int:
-        """Store one small shard; return its generation when it is durable."""
+    def submit(self, shard: SmallShard, done: Done) -> None:
+        """Store one small shard with the next commit; `done` is called when it is durable, or never will be.
+
+        Raise PeerBusy when too many wait.
+        """
         if len(self._waiting) >= _MOST_SMALL:
             raise PeerBusy("the pool has as many small shards waiting as it takes; try again")
-        waiting = _Waiting(shard)
-        self._waiting.append(waiting)
+        self._waiting.append((shard, done))
         self._more.set()
-        await waiting.done.wait()
-        if isinstance(waiting.result, DroppexError):
-            raise waiting.result
-        return waiting.result
 
     async def run(self) -> None:
         """Commit what waits, for ever."""
@@ -70,16 +61,14 @@ class SmallWriter:
                 self._more = trio.Event()
             await self._commit(group)
 
-    async def _commit(self, group: Sequence[_Waiting]) -> None:
-        shards = [waiting.shard for waiting in group]
+    async def _commit(self, group: Sequence[tuple[SmallShard, Done]]) -> None:
         results: Sequence[int | DroppexError]
         try:
-            results = await self._runtime.run_blocking(self._store.put_small, shards)
+            results = await self._runtime.run_blocking(self._store.put_small, [shard for shard, _ in group])
         except DroppexError as error:
             results = [error] * len(group)
-        for waiting, result in zip(group, results, strict=True):
-            waiting.result = result
-            waiting.done.set()
+        for (_, done), result in zip(group, results, strict=True):
+            done(result)
 
 
 class ShardStream:

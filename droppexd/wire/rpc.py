@@ -68,12 +68,26 @@ Admission = Callable[[Peer, Any, Sequence[Frame]], object]
 """Sees the requests of a kind in the order they arrived, before their handlers start. Must not block."""
 
 
+Respond = Callable[[Answer | DroppexError], None]
+"""Answers a request that a quick handler has taken: once, from anywhere on the event loop's thread."""
+
+QuickHandler = Callable[[Call, Any, Sequence[Frame], Respond], bool]
+"""May take a request as it arrives, without a task: half of what a small request costs is its task.
+
+Returns True when it has answered or will, and False to leave the request to its handler. Must not block.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a role answers: a handler for each kind of request, and admissions for kinds with an order."""
+    """What a role answers: a handler for each kind of request, and admissions for kinds with an order.
+
+    The kinds on the path of a small file may have a quick handler besides, which is asked first.
+    """
 
     handlers: Mapping[type[Request[Any]], Handler]
     admissions: Mapping[type[Request[Any]], Admission] = field(default_factory=dict)
+    quick: Mapping[type[Request[Any]], QuickHandler] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -179,6 +193,7 @@ class _Server:
     def __init__(self, service: Service, terms: Terms, limits: Limits) -> None:
         self._handlers = service.handlers
         self._admissions = service.admissions
+        self._quick = service.quick
         self._terms = terms
         self._limits = limits
         self._listener: Listener | None = None
@@ -215,7 +230,29 @@ class _Server:
         assert self._nursery is not None
         self._outstanding += 1
         self._outstanding_by_route[peer.route] = self._outstanding_by_route.get(peer.route, 0) + 1
-        self._nursery.start_soon(self._handle, handler, call, request, request_id, remaining_ms, body)
+        quick = self._quick.get(type(request))
+        if quick is None or not self._taken(quick, call, request, request_id, body):
+            self._nursery.start_soon(self._handle, handler, call, request, request_id, remaining_ms, body)
+
+    def _taken(
+        self,
+        quick: QuickHandler,
+        call: Call,
+        request: Request[Any],
+        request_id: int,
+        body: Sequence[Frame],
+    ) -> bool:
+        """Offer a request to its quick handler, and return whether that has taken it."""
+
+        def respond(answer: Answer | DroppexError) -> None:
+            self._release(call.peer.route)
+            self._answer(call.peer, request, request_id, answer)
+
+        try:
+            return quick(call, request, body, respond)
+        except DroppexError as error:
+            respond(error)
+            return True
 
     def _admit(
         self, peer: Peer, request: Request[Any], term: int, body: Sequence[Frame]
@@ -250,20 +287,27 @@ class _Server:
         remaining_ms: int,
         body: Sequence[Frame],
     ) -> None:
-        answer: Answer | None = None
+        answer: Answer | DroppexError | None = None
         try:
             with trio.move_on_after(remaining_ms / 1000):
                 answer = await handler(call, request, body)
         except DroppexError as error:
-            answer = Failed.of(error)
+            answer = error
         finally:
             self._release(call.peer.route)
-        if answer is None:
-            return  # The caller has given up by now.
-        reply, reply_body = answer if type(answer) is tuple else (answer, ())
+        if answer is not None:  # Otherwise the caller has given up by now.
+            self._answer(call.peer, request, request_id, answer)
+
+    def _answer(
+        self, peer: Peer, request: Request[Any], request_id: int, answer: Answer | DroppexError
+    ) -> None:
+        if isinstance(answer, DroppexError):
+            self._reply(peer, request_id, Failed.of(answer))
+            return
+        reply, body = answer if type(answer) is tuple else (answer, ())
         if type(reply) is not request.reply and type(reply) is not Failed:
             raise LocalProtocolError(f"{type(request).__name__} answered with {type(reply).__name__}")
-        self._reply(call.peer, request_id, reply, reply_body)
+        self._reply(peer, request_id, reply, body)
 
     def _release(self, route: bytes) -> None:
         self._outstanding -= 1
@@ -291,7 +335,17 @@ class _Server:
 class Pending(Generic[R]):
     """A request on its way. One task may wait for its answer, or it is abandoned."""
 
-    __slots__ = ("_deadline", "_error", "_heard_before", "_link", "_reply", "_reply_class", "_task", "id")
+    __slots__ = (
+        "_deadline",
+        "_error",
+        "_group",
+        "_heard_before",
+        "_link",
+        "_reply",
+        "_reply_class",
+        "_task",
+        "id",
+    )
 
     def __init__(self, link: "_Link", request_id: int, reply_class: type[Reply], deadline: float) -> None:
         self.id = request_id
@@ -300,6 +354,7 @@ class Pending(Generic[R]):
         self._deadline = deadline
         self._heard_before = link.heard
         self._task: trio.lowlevel.Task | None = None
+        self._group: _Group | None = None
         self._reply: tuple[Any, Sequence[Frame]] | None = None
         self._error: DroppexError | None = None
 
@@ -334,6 +389,10 @@ class Pending(Generic[R]):
             with trio.move_on_after(timeout_s):
                 await self._wait(self._stop_waiting)
         return self.done
+
+    def join(self, group: "_Group | None") -> None:
+        """Tell this group when the request is settled; None: tell nobody."""
+        self._group = group
 
     def abandon(self) -> None:
         """Take no interest in the answer any more. Idempotent; the channel stays open."""
@@ -383,6 +442,51 @@ class Pending(Generic[R]):
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
+        elif self._group is not None:
+            group, self._group = self._group, None
+            group.settled()
+
+
+async def all_settled(pendings: Sequence[Pending[Any]], timeout_s: float) -> bool:
+    """Wait at most that long for all of these requests to be `done`, and return whether they are.
+
+    One wait for all of them: a wait for each costs as much as the requests do. Nobody else may wait for
+    one of them meanwhile. It takes nothing and abandons nothing.
+    """
+    waiting = [pending for pending in pendings if not pending.done]
+    if waiting:
+        group = _Group(len(waiting))
+        with trio.move_on_after(timeout_s):
+            await group.wait(waiting)
+    return all(pending.done for pending in pendings)
+
+
+class _Group:
+    """A task that waits for several requests."""
+
+    __slots__ = ("_left", "_task")
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        self._task: trio.lowlevel.Task | None = None
+
+    async def wait(self, pendings: Sequence[Pending[Any]]) -> None:
+        self._task = trio.lowlevel.current_task()
+        for pending in pendings:
+            pending.join(self)
+
+        def stop_waiting(_: Any) -> trio.lowlevel.Abort:
+            for pending in pendings:
+                pending.join(None)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+
+    def settled(self) -> None:
+        """Count one request; wake the task after the last."""
+        self._left -= 1
+        if not self._left and self._task is not None:
+            trio.lowlevel.reschedule(self._task)
 
 
 class _Link:

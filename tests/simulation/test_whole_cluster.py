@@ -174,3 +174,44 @@ def test_a_client_that_vanishes_mid_put_leaves_no_file(simulate):
             await client.put_bytes("docs/large", CONTENT)
 
     simulate(story, seed=1)
+
+
+def test_shards_of_a_put_that_lost_leave_the_disks_soon(simulate):
+    async def story(cluster) -> None:
+        await cluster.start(pools=6)
+        lost = []
+
+        async def put(client, content: bytes) -> None:
+            try:
+                await client.put_bytes("docs/one", content)
+            except Conflict:
+                lost.append(content)
+
+        async with cluster.client() as client:
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(put, client, CONTENT + bytes([number]))
+            assert len(lost) == 2
+            await trio.sleep(60)
+            assert sum(store.usage().shards for store in cluster.stores.values()) == 6
+            assert len(await client.get_bytes("docs/one")) == len(CONTENT) + 1
+
+    simulate(story, seed=1)
+
+
+def test_an_app_that_is_told_to_stop_finishes_the_put_that_runs(simulate):
+    async def story(cluster) -> None:
+        await cluster.start(pools=6)
+        receipts = []
+
+        async def put(client) -> None:
+            receipts.append(await client.put_bytes("docs/large", CONTENT[: 4 * 16 * 1024]))
+
+        async with cluster.client() as client, trio.open_nursery() as nursery:
+            nursery.start_soon(put, client)
+            await trio.sleep(0.02)
+            cluster.members["app"].scope.cancel()
+            await cluster.members["app"].ended.wait()
+        assert [receipt.name for receipt in receipts] == ["docs/large"]
+
+    simulate(story, seed=1)
