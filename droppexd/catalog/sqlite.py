@@ -23,6 +23,7 @@ import msgpack
 import trio
 
 from droppexd.background import open_background
+from droppexd.brief import BriefWork
 from droppexd.catalog.engine import Compare, Entry, LogEntry, Operation
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
@@ -246,6 +247,7 @@ class SqliteEngine:
     def __init__(self, file: _File, runtime: Runtime) -> None:
         self._file = file
         self._runtime = runtime
+        self._commits = BriefWork(runtime)
         self._revision = file.revision
         self._waiting: deque[WaitingTxn] = deque()
         self._wake = trio.Event()
@@ -353,7 +355,7 @@ class SqliteEngine:
         batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
         time_ms = self._runtime.clock.wall_ms()
         try:
-            revisions = await self._runtime.run_blocking(self._file.apply, batch, time_ms)
+            revisions = await self._commits.run(self._file.apply, batch, time_ms)
         except sqlite3.Error as error:
             # What reached the disk is unknown, and a second flush could claim success for pages that the
             # system has dropped: the engine is done for. (Rebello et al., "Can Applications Recover from

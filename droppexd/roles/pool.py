@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from droppexd.background import stopping_in_order
+from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound, StoreError
 from droppexd.model import MISSING, ExtentId
 from droppexd.roles.master import MasterLink
@@ -53,11 +54,7 @@ _DOUBTFUL_TRIES = 30
 """Heartbeats after which such a shard is left to the look through everything."""
 
 _QUICK_READ_SIZE = 32 * 1024
-"""Pieces up to here are read on the event loop: from the page cache a tenth of a thread's hop..."""
-_QUICK_READ_S = 0.003
-"""...and when it takes longer than this, the disk had to be asked,"""
-_SLOW_DISK_S = 1.0
-"""and for so long all reads go through threads, so that the disk sees them side by side."""
+"""Pieces up to here are served without a task, while the disk answers at once."""
 
 _DRAIN_S = 3.0
 """Requests that run when the pool is told to stop get this long."""
@@ -94,7 +91,7 @@ class _Pool:
         self._small = SmallWriter(store, runtime)
         self._number = MISSING
         self._garbage = trio.Event()
-        self._disk_is_slow_until = 0.0
+        self._reads = BriefWork(runtime)
         self._doubtful: dict[ExtentId, int] = {}
 
     def service(self) -> Service:
@@ -151,13 +148,9 @@ class _Pool:
 
     def read_small(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
         """Serve a small piece at once, while the disk answers at once."""
-        now = self._runtime.clock.now
-        began = now()
-        if request.length > _QUICK_READ_SIZE or began < self._disk_is_slow_until:
+        if request.length > _QUICK_READ_SIZE or not self._reads.brief:
             return False
-        piece, checksum = self._store.read(request.extent, request.index, request.chunk)
-        if now() - began > _QUICK_READ_S:
-            self._disk_is_slow_until = now() + _SLOW_DISK_S
+        piece, checksum = self._reads.now(self._store.read, request.extent, request.index, request.chunk)
         respond((Piece(checksum=checksum), (piece,)))
         return True
 

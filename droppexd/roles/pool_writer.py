@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from droppexd.brief import BriefWork
 from droppexd.coding import piece_checksum
 from droppexd.errors import DroppexError, IntegrityError, PeerBusy, RemoteProtocolError, StoreError
 from droppexd.model import SMALL_SIZE, ExtentId, ShardHeader
@@ -38,7 +39,7 @@ class SmallWriter:
 
     def __init__(self, store: ShardStore, runtime: Runtime) -> None:
         self._store = store
-        self._runtime = runtime
+        self._work = BriefWork(runtime)
         self._waiting: list[tuple[SmallShard, Done]] = []
         self._more = trio.Event()
 
@@ -64,7 +65,7 @@ class SmallWriter:
     async def _commit(self, group: Sequence[tuple[SmallShard, Done]]) -> None:
         results: Sequence[int | DroppexError]
         try:
-            results = await self._runtime.run_blocking(self._store.put_small, [shard for shard, _ in group])
+            results = await self._work.run(self._store.put_small, [shard for shard, _ in group])
         except DroppexError as error:
             results = [error] * len(group)
         for (_, done), result in zip(group, results, strict=True):

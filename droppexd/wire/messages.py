@@ -34,6 +34,7 @@ from droppexd.model import (
     PoolNumber,
     Receipt,
     Role,
+    Survives,
     Token16,
     Version,
     VersionId,
@@ -342,8 +343,9 @@ class Described(Reply):
     names: int
     metadata: Metadata
     extents: Annotated[tuple[ExtentPlaces, ...], Bounds(0, MAX_EXTENTS)]
-    survives_pools: int
-    survives_machines: int
+    survives_pools: Survives | None
+    """None, as `survives_machines`, for an empty file: it is kept in the catalogue alone."""
+    survives_machines: Survives | None
 
 
 @message(33, reply=Described, callers=_CLIENT)

@@ -82,12 +82,14 @@ Returns True when it has answered or will, and False to leave the request to its
 class Service:
     """What a role answers: a handler for each kind of request, and admissions for kinds with an order.
 
-    The kinds on the path of a small file may have a quick handler besides, which is asked first.
+    The kinds on the path of a small file may have a quick handler besides, which is asked first. `callers`
+    are the roles that this one talks to at all; each kind of request narrows them down.
     """
 
     handlers: Mapping[type[Request[Any]], Handler]
     admissions: Mapping[type[Request[Any]], Admission] = field(default_factory=dict)
     quick: Mapping[type[Request[Any]], QuickHandler] = field(default_factory=dict)
+    callers: frozenset[Role] = frozenset(Role)
 
 
 @dataclass(slots=True)
@@ -194,6 +196,7 @@ class _Server:
         self._handlers = service.handlers
         self._admissions = service.admissions
         self._quick = service.quick
+        self._callers = service.callers
         self._terms = terms
         self._limits = limits
         self._listener: Listener | None = None
@@ -259,9 +262,9 @@ class _Server:
     ) -> tuple[Handler, Call]:
         """Return the handler of a request that may run now, or raise the reason why it may not."""
         role = peer.role
-        if role is not None and role not in request.callers:
-            self._complaints.log("%s %s may not send %s", role, peer.name, type(request).__name__)
-            raise NotAuthorised(f"a key of the role {role} may not send {type(request).__name__}")
+        if role is not None and (role not in request.callers or role not in self._callers):
+            self._complaints.log("%s %s may not send %s here", role, peer.name, type(request).__name__)
+            raise NotAuthorised(f"a key of the role {role} may not send {type(request).__name__} here")
         if role is not Role.CLIENT:  # Terms fence masters: an outsider's word must not.
             self._terms.observe(term)
         handler = self._handlers.get(type(request))

@@ -1,0 +1,409 @@
+"""The benchmark: a dev cluster of its own and, beside it in the same run, the floor over bare ZeroMQ.
+
+Each figure is the median of several rounds, and floor and figure take turns within a round, so that the
+machine's mood strikes both. Nothing here fails for being slow: it prints what it measured.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+MIB = 1024 * 1024
+MB = 1_000_000
+CHUNK = 4 * MIB
+POOLS = 6
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    value: float
+    unit: str
+    floor: float | None
+
+
+class Table:
+    """The rows so far; each is printed when it is known."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(self, name: str, value: float, unit: str, floor: float | None = None) -> None:
+        """Take and print a row."""
+        self.rows.append(Row(name, value, unit, floor))
+        beside = "" if floor is None else f"{floor:12,.1f}{100 * value / floor:7.0f}%"
+        print(f"{name:<44}{value:12,.1f} {unit:<8}{beside}", flush=True)
+
+    def write(self, path: str) -> None:
+        """Write all rows as JSON."""
+        Path(path).write_text(json.dumps({"rows": [row._asdict() for row in self.rows]}, indent=2) + "\n")
+
+
+def usage_of(pid: int) -> tuple[float, float]:
+    """Return CPU seconds so far and peak memory in MB of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return (int(fields[11]) + int(fields[12])) / TICKS, peak_kib * 1024 / MB
+
+
+def reset_peak(pid: int) -> None:
+    """Let the peak memory of a process begin anew."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+@contextmanager
+def process(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a child that ends with the block."""
+    child = subprocess.Popen(
+        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(15)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdin.close()
+        child.stdout.close()
+
+
+class Floor:
+    """The process tree of bare ZeroMQ."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        script = str(HERE / "bench_floor.py")
+        ports = []
+        for arguments in (["controller"], *(["pool", str(folder / f"floor-{n}")] for n in range(POOLS))):
+            if len(arguments) > 1:
+                Path(arguments[1]).mkdir()
+            child = stack.enter_context(process(script, *arguments))
+            ports.append(child.stdout.readline().strip())
+        app = stack.enter_context(process(script, "app", *ports))
+        self._client = stack.enter_context(process(script, "client", app.stdout.readline().strip()))
+
+    def run(self, verb: str, path: Path | str = "-", count: int = 0, concurrency: int = 1) -> float:
+        """Do one thing and return the seconds it took."""
+        self._client.stdin.write(f"{verb} {path} {count} {concurrency}\n")
+        self._client.stdin.flush()
+        return float(self._client.stdout.readline())
+
+
+class Cluster:
+    """A dev cluster and one client process that uses the client library."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        environment = dict(os.environ, DROPPEX_DELETE_GRACE="1s")
+        self._dev = stack.enter_context(
+            process(
+                "-m", "droppexd", "dev", "--pools", str(POOLS), "--data", str(folder / "dev"), env=environment
+            )
+        )
+        report = folder / "dev" / "dev.json"
+        while not report.exists():
+            if self._dev.poll() is not None:
+                raise SystemExit("the dev cluster did not start")
+            time.sleep(0.05)
+        self.processes = json.loads(report.read_text())["processes"]
+        self.app = next(entry for entry in self.processes if entry["role"] == "app")
+        self._client = stack.enter_context(process(str(HERE / "bench_client.py"), self.app["address"]))
+        self.client_pid = self._client.pid
+
+    def run(self, do: str, **arguments: Any) -> float:
+        """Do one thing in the client and return the seconds it took."""
+        self._client.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self._client.stdin.flush()
+        answer = self._client.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the client of the benchmark ended in {do!r}")
+        return float(json.loads(answer)["seconds"])
+
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes by role, the client among them."""
+        found: dict[str, list[int]] = {"client": [self.client_pid]}
+        for entry in self.processes:
+            found.setdefault(entry["role"], []).append(entry["pid"])
+        return found
+
+    def cpu(self) -> dict[str, float]:
+        """Return the CPU seconds so far by role."""
+        return {role: sum(usage_of(pid)[0] for pid in pids) for role, pids in self.pids().items()}
+
+    def wait_until_dropped(self, before: int) -> None:
+        """Wait until deleted shards have left the disks, so that one round does not fill them for the next."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self.on_disk() > before + 64 * MIB:
+            time.sleep(0.1)
+
+    def on_disk(self) -> int:
+        """Return the bytes in the pools' folders."""
+        total = 0
+        for entry in self.processes:
+            if entry["role"] == "pool":
+                for folder, _, files in os.walk(entry["data"]):
+                    for name in files:
+                        with suppress(FileNotFoundError):  # It may be dropped between the two looks.
+                            total += (Path(folder) / name).stat().st_size
+        return total
+
+    def kill_data_pools(self, name: str, count: int) -> None:
+        """Kill pools that hold data shards of a file."""
+        out = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "droppexd.cli.client",
+                "--app",
+                self.app["address"],
+                "--json",
+                "stat",
+                name,
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        shards = json.loads(out.stdout)["extents"][0]["shards"]
+        names = [shard["name"] for shard in sorted(shards, key=lambda shard: shard["index"])][:count]
+        for entry in self.processes:
+            if entry["role"] == "pool" and entry["name"] in names:
+                os.kill(entry["pid"], signal.SIGKILL)
+        self.processes = [entry for entry in self.processes if entry["name"] not in names]
+
+
+def make_file(path: Path, size: int) -> None:
+    """Write a file of random bytes, without taking for ever."""
+    block = os.urandom(MIB)
+    with path.open("wb") as target:
+        for number in range(size // MIB):
+            target.write(number.to_bytes(8) + block[8:])
+
+
+class Bench:
+    """The measurements."""
+
+    def __init__(self, options: argparse.Namespace, stack: ExitStack, folder: Path) -> None:
+        self._options = options
+        self._folder = folder
+        self._table = Table()
+        self._floor = Floor(stack, folder)
+        self._cluster = Cluster(stack, folder)
+
+    def run(self) -> Table:
+        """Measure everything."""
+        heading = f"{'':<44}{'median':>12} {'':<8}{'floor':>12}{'':>7}"
+        print(f"{heading}\n{'-' * len(heading)}")
+        self.codec()
+        self.idle()
+        self.large()
+        self.small()
+        self.names()
+        self.memory()
+        self.degraded()
+        return self._table
+
+    def rounds(self, *pairs: tuple[str, Callable[[], float]]) -> dict[str, float]:
+        """Take turns with all of them, and return the median of each."""
+        taken: dict[str, list[float]] = {name: [] for name, _ in pairs}
+        for _ in range(self._options.rounds):
+            for name, measure in pairs:
+                taken[name].append(measure())
+        return {name: median(values) for name, values in taken.items()}
+
+    def codec(self) -> None:
+        """Compare coding a chunk with bare ISA-L."""
+        script = str(HERE / "bench_codec.py")
+        with process(script) as child:
+            for line in child.stdout:
+                row = json.loads(line)
+                self._table.add(row["name"], row["value"], row["unit"], row["floor"])
+
+    def idle(self) -> None:
+        """Memory of roles that have nothing to do."""
+        for role in ("controller", "app", "pool"):
+            pids = self._cluster.pids()[role]
+            status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+            kib = [int(text.partition("VmRSS:")[2].split()[0]) for text in status]
+            self._table.add(f"idle {role}: memory", max(kib) * 1024 / MB, "MB")
+
+    def large(self) -> None:
+        """Put and get 1 GiB, as one file and as four at once."""
+        size = self._options.size * MIB
+        whole = self._folder / "whole"
+        make_file(whole, size)
+        parts = [self._folder / f"part-{n}" for n in range(4)]
+        for part in parts:
+            make_file(part, size // 4)
+        out = self._folder / "out"
+        out.mkdir()
+        cluster, floor = self._cluster, self._floor
+        empty = cluster.on_disk()
+        cpu: dict[str, dict[str, float]] = {}
+
+        def measured(what: str, do: str, paths: list[Path]) -> Callable[[], float]:
+            def measure() -> float:
+                before = cluster.cpu()
+                seconds = cluster.run(do, paths=[str(path) for path in paths])
+                after = cluster.cpu()
+                cpu[what] = {role: after[role] - before[role] for role in after}
+                return seconds
+
+            return measure
+
+        def floor_put() -> float:
+            return floor.run("put", whole, size // CHUNK)
+
+        def floor_get() -> float:
+            seconds = floor.run("get", out / "floor", size // CHUNK)
+            (out / "floor").unlink()
+            floor.run("drop")
+            return seconds
+
+        def clear(paths: list[Path]) -> Callable[[], float]:
+            def measure() -> float:
+                started = time.perf_counter()
+                cluster.run("remove", paths=[str(path) for path in paths])
+                for path in paths:
+                    (out / path.name).unlink()
+                cluster.wait_until_dropped(empty)
+                return time.perf_counter() - started
+
+            return measure
+
+        got = [out / part.name for part in parts]
+        seconds = self.rounds(
+            ("floor put", floor_put),
+            ("put", measured("put", "put", [whole])),
+            ("floor get", floor_get),
+            ("get", measured("get", "get", [out / whole.name])),
+            ("clear", clear([whole])),
+            ("put 4", measured("put 4", "put", parts)),
+            ("get 4", measured("get 4", "get", got)),
+            ("clear 4", clear(parts)),
+        )
+        rate = {name: size / MB / value for name, value in seconds.items()}
+        label = f"{self._options.size} MiB"
+        quarter = f"4 x {self._options.size // 4} MiB at once"
+        self._table.add(f"put {label}", rate["put"], "MB/s", rate["floor put"])
+        self._table.add(f"get {label}", rate["get"], "MB/s", rate["floor get"])
+        self._table.add(f"put {quarter}", rate["put 4"], "MB/s", rate["floor put"])
+        self._table.add(f"get {quarter}", rate["get 4"], "MB/s", rate["floor get"])
+        for what in ("put", "get"):
+            for role, value in cpu[what].items():
+                self._table.add(f"{what} {label}: CPU of {role}", value, "s")
+        self._healthy = rate["get"]
+
+    def small(self) -> None:
+        """Put and get many files of 4 KiB."""
+        count = self._options.small
+        for concurrency in (1, 16):
+            seconds = self.rounds(
+                ("floor put", lambda n=concurrency: self._floor.run("sput", "-", count, n)),
+                (
+                    "put",
+                    lambda n=concurrency: self._cluster.run(
+                        "put_small", count=count, size=4096, concurrency=n
+                    ),
+                ),
+                ("floor get", lambda n=concurrency: self._floor.run("sget", "-", count, n)),
+                ("get", lambda n=concurrency: self._cluster.run("get_small", count=count, concurrency=n)),
+            )
+            for verb in ("put", "get"):
+                self._table.add(
+                    f"{verb} {count} x 4 KiB, {concurrency} at once",
+                    count / seconds[verb],
+                    "files/s",
+                    count / seconds[f"floor {verb}"],
+                )
+
+    def names(self) -> None:
+        """List many names."""
+        count = self._options.names
+        self._cluster.run("make_names", count=count, concurrency=16)
+        seconds = self.rounds(("ls", lambda: self._cluster.run("list_names", count=count)))
+        self._table.add(f"ls of {count} names", seconds["ls"] * 1000, "ms")
+
+    def degraded(self) -> None:
+        """Get the large file with two pools dead that hold data shards of it."""
+        size = self._options.size * MIB
+        whole, out = self._folder / "whole", self._folder / "out" / "whole"
+        self._cluster.run("put", paths=[str(whole)])
+        self._cluster.kill_data_pools("bench/whole", 2)
+        seconds = self.rounds(("get", lambda: self._cluster.run("get", paths=[str(out)])))
+        rate = size / MB / seconds["get"]
+        self._table.add(
+            f"get {self._options.size} MiB, 2 of {POOLS} pools dead (floor: healthy)",
+            rate,
+            "MB/s",
+            self._healthy,
+        )
+
+    def memory(self) -> None:
+        """Peak memory with eight transfers at once, and of everything before."""
+        parts = []
+        for number in range(8):
+            part = self._folder / f"eighth-{number}"
+            make_file(part, self._options.size * MIB // 8)
+            parts.append(str(part))
+        reset_peak(self._cluster.app["pid"])
+        self._cluster.run("put", paths=parts)
+        outs = [str(self._folder / "out" / Path(part).name) for part in parts]
+        self._cluster.run("get", paths=outs)
+        self._table.add(
+            "8 transfers at once: peak memory of app", usage_of(self._cluster.app["pid"])[1], "MB"
+        )
+        for role, pids in self._cluster.pids().items():
+            if role != "app":
+                self._table.add(f"peak memory of {role}", max(usage_of(pid)[1] for pid in pids), "MB")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure droppex against a floor of bare ZeroMQ.")
+    memory = Path("/dev/shm")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=memory if memory.is_dir() else Path(tempfile.gettempdir()),
+        help="where the cluster, the floor and the files are put (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each figure (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=1024, help="MiB of the large file (default: %(default)s)")
+    parser.add_argument("--small", type=int, default=2000, help="small files (default: %(default)s)")
+    parser.add_argument("--names", type=int, default=10_000, help="names to list (default: %(default)s)")
+    options = parser.parse_args()
+    needed = 7 * options.size * MIB
+    if shutil.disk_usage(options.data).free < needed:
+        parser.error(
+            f"{options.data} has less than {needed // MIB} MiB free; choose --data or a smaller --size"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="droppex-bench-", dir=options.data))
+    try:
+        with ExitStack() as stack:
+            table = Bench(options, stack, folder).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.json:
+        table.write(options.json)
+
+
+if __name__ == "__main__":
+    main()

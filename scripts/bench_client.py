@@ -1,0 +1,120 @@
+"""The client of the benchmark: does what the JSON lines of its standard input say, and answers with seconds.
+
+Run by `bench.py`: python bench_client.py APP_ADDRESS
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from droppexd.client import Client, open_client
+from droppexd.allocator import tune_allocator
+from droppexd.daemon import system_runtime
+from droppexd.wire.messages import ANYTHING
+from droppexd.wire.zeromq import open_zeromq_transport
+
+
+async def side_by_side(work: Callable[[int], Awaitable[None]], count: int, concurrency: int) -> None:
+    """Do `work(0)` to `work(count - 1)`, so many at once."""
+    numbers = iter(range(count))
+
+    async def one() -> None:
+        for number in numbers:
+            await work(number)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(concurrency):
+            nursery.start_soon(one)
+
+
+class Bench:
+    """The operations, by name."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._rounds = 0
+
+    async def put(self, paths: list[str]) -> None:
+        """Put files, all at once, each under its file name."""
+
+        async def one(number: int) -> None:
+            path = Path(paths[number])
+            with path.open("rb", buffering=0) as source:
+                await self._client.put_file(
+                    f"bench/{path.name}", source, size=path.stat().st_size, condition=ANYTHING
+                )
+
+        await side_by_side(one, len(paths), len(paths))
+
+    async def get(self, paths: list[str]) -> None:
+        """Get files, all at once, each from the name of its file."""
+
+        async def one(number: int) -> None:
+            path = Path(paths[number])
+            with path.open("wb", buffering=0) as target:
+                await self._client.get_file(f"bench/{path.name}", target)
+
+        await side_by_side(one, len(paths), len(paths))
+
+    async def remove(self, paths: list[str]) -> None:
+        """Remove files."""
+        for path in paths:
+            await self._client.remove(f"bench/{Path(path).name}")
+
+    async def put_small(self, count: int, size: int, concurrency: int) -> None:
+        """Put small files, under new names: replacing would measure the garbage of the round before."""
+        content = os.urandom(size)
+        self._rounds += 1
+
+        async def one(number: int) -> None:
+            await self._client.put_bytes(f"small/{self._rounds}/{number:06d}", content, condition=ANYTHING)
+
+        await side_by_side(one, count, concurrency)
+
+    async def get_small(self, count: int, concurrency: int) -> None:
+        """Get small files."""
+
+        async def one(number: int) -> None:
+            await self._client.get_bytes(f"small/{self._rounds}/{number:06d}")
+
+        await side_by_side(one, count, concurrency)
+
+    async def make_names(self, count: int, concurrency: int) -> None:
+        """Put empty files: names and nothing else."""
+
+        async def one(number: int) -> None:
+            await self._client.put_bytes(f"names/{number:06d}", b"", condition=ANYTHING)
+
+        await side_by_side(one, count, concurrency)
+
+    async def list_names(self, count: int) -> None:
+        """List all names of a folder."""
+        listed = [entry async for entry in self._client.list("names/")]
+        if len(listed) != count:
+            raise SystemExit(f"{len(listed)} names are listed, not {count}")
+
+
+async def main(address: str) -> None:
+    """Serve the benchmark until the end of standard input."""
+    runtime = system_runtime()
+    async with (
+        open_zeromq_transport() as transport,
+        open_client(address, transport, runtime) as client,
+    ):
+        bench = Bench(client)
+        async for line in trio.wrap_file(sys.stdin):
+            request = json.loads(line)
+            operation = getattr(bench, request.pop("do"))
+            started = time.perf_counter()
+            await operation(**request)
+            print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+
+
+if __name__ == "__main__":
+    tune_allocator()
+    trio.run(main, sys.argv[1])

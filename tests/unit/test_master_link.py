@@ -1,0 +1,169 @@
+"""The way to the master: led on, passed on, and given up in time."""
+
+import pytest
+import trio
+
+from droppexd.errors import Conflict, NotMaster, PeerError
+from droppexd.model import Role
+from droppexd.roles.master import MasterLink
+from droppexd.wire.messages import Ping, Pong
+
+NOBODY = "tcp://127.0.0.1:9"
+
+
+class Controller:
+    """Answers pings as a master, a standby, or with an error."""
+
+    def __init__(self, name):
+        self.name = name
+        self.error = None
+        self.asked = 0
+
+    async def ping(self, _call, _request, _body):
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return Pong(role="controller", name=self.name, boot_id=b"")
+
+
+async def controllers(stage, *names):
+    made = [Controller(name) for name in names]
+    addresses = [await stage.serve(one.name, {Ping: one.ping}, role=Role.CONTROLLER) for one in made]
+    return made, addresses
+
+
+async def link_to(stage, *seeds):
+    return MasterLink(await stage.connections("app"), seeds, stage.runtime)
+
+
+def test_a_standby_leads_to_the_master_and_is_not_asked_again(play):
+    async def story(stage):
+        (standby, master), addresses = await controllers(stage, "standby", "master")
+        standby.error = NotMaster("ask the other", addresses[1])
+        link = await link_to(stage, addresses[0])
+        for _ in range(3):
+            assert (await link.call(Ping(), timeout_s=5)).name == "master"
+        assert (standby.asked, master.asked) == (1, 3)
+        assert link.address == addresses[1]
+
+    play(story)
+
+
+def test_a_standby_that_knows_no_master_is_passed_over(play):
+    async def story(stage):
+        (standby, _), addresses = await controllers(stage, "standby", "master")
+        standby.error = NotMaster("no idea")
+        link = await link_to(stage, *addresses)
+        assert (await link.call(Ping(), timeout_s=5)).name == "master"
+
+    play(story)
+
+
+def test_the_next_seed_is_asked_when_one_refuses_connections(play):
+    async def story(stage):
+        _, addresses = await controllers(stage, "master")
+        link = await link_to(stage, NOBODY, "tcp://127.0.0.1:10", *addresses)
+        assert (await link.call(Ping(), timeout_s=5)).name == "master"
+
+    play(story)
+
+
+def test_the_next_seed_is_asked_when_one_is_silent(play):
+    async def story(stage):
+        _, addresses = await controllers(stage, "stopped", "master")
+        stage.network.pause("stopped")
+        link = await link_to(stage, *addresses)
+        assert (await link.call(Ping(), timeout_s=30)).name == "master"
+
+    play(story)
+
+
+def test_a_hint_that_leads_nowhere_leads_back_to_the_seeds(play):
+    async def story(stage):
+        (standby,), addresses = await controllers(stage, "standby")
+        standby.error = NotMaster("it was there", NOBODY)
+        link = await link_to(stage, *addresses)
+
+        async def take_over():
+            await trio.sleep(2)
+            standby.error = None
+
+        stage.nursery.start_soon(take_over)
+        assert (await link.call(Ping(), timeout_s=30)).name == "standby"
+
+    play(story)
+
+
+def test_the_master_of_later_is_found_while_time_is_left(play):
+    async def story(stage):
+        link = await link_to(stage, "tcp://127.0.0.1:20001")
+        found = []
+
+        async def ask():
+            found.append(await link.call(Ping(), timeout_s=30))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(7)
+            assert not found
+            await controllers(stage, "late")
+        assert found[0].name == "late"
+
+    play(story)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_it_gives_up_in_time_and_says_who_was_asked(play, silent):
+    async def story(stage):
+        _, addresses = await controllers(stage, "one", "other")
+        for name in ("one", "other"):
+            (stage.network.pause if silent else stage.network.kill)(name)
+        link = await link_to(stage, *addresses)
+        started = trio.current_time()
+        with pytest.raises(PeerError) as caught:
+            await link.call(Ping(), timeout_s=12)
+        assert all(address in str(caught.value) for address in addresses)
+        assert trio.current_time() - started < 13
+
+    play(story)
+
+
+def test_what_the_master_refuses_is_not_asked_elsewhere(play):
+    async def story(stage):
+        (master, other), addresses = await controllers(stage, "master", "other")
+        master.error = Conflict("the name exists")
+        link = await link_to(stage, *addresses)
+        with pytest.raises(Conflict):
+            await link.call(Ping(), timeout_s=5)
+        assert (master.asked, other.asked) == (1, 0)
+
+    play(story)
+
+
+def test_standbys_that_name_each_other_are_not_asked_without_a_pause(play):
+    async def story(stage):
+        made, addresses = await controllers(stage, "one", "other")
+        made[0].error = NotMaster("the other", addresses[1])
+        made[1].error = NotMaster("the one", addresses[0])
+        link = await link_to(stage, *addresses)
+        with pytest.raises(PeerError):
+            await link.call(Ping(), timeout_s=10)
+        assert made[0].asked + made[1].asked < 2 * 10 / 0.05 + 2
+
+    play(story)
+
+
+@pytest.mark.parametrize("calls", [2, 3, 4])
+def test_calls_that_fail_together_move_on_together(play, calls):
+    async def story(stage):
+        (_, master), addresses = await controllers(stage, "stopped", "master")
+        stage.network.pause("stopped")
+        link = await link_to(stage, *addresses)
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(calls):
+                nursery.start_soon(lambda: link.call(Ping(), timeout_s=60))
+        assert master.asked == calls
+        assert trio.current_time() - started < 6  # One attempt at the first, and none again.
+
+    play(story)

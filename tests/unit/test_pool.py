@@ -1,0 +1,275 @@
+"""The pool and its master: announced until it is heard, alive while it is busy, and what it drops."""
+
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import trio
+
+from droppexd.coding import piece_checksum
+from droppexd.errors import CatalogError, IdentityError, NotFound, StoreError
+from droppexd.model import ExtentId, Holding, Layout, Role, ShardHeader, VersionId
+from droppexd.roles.pool import PoolSettings, serve_pool
+from droppexd.store.simulated import SimulatedDisk, SimulatedStore
+from droppexd.wire.messages import (
+    Announce,
+    ConfirmDropped,
+    Done,
+    GarbagePage,
+    Heard,
+    Heartbeat,
+    ListGarbage,
+    Ping,
+    ReadPiece,
+    Review,
+    Verdicts,
+    Welcomed,
+)
+
+HEARTBEAT_S = 1.0
+
+
+class Master:
+    """Hears pools, and knows what is dead."""
+
+    def __init__(self):
+        self.announced = []
+        self.refuse = []
+        self.refuse_heartbeats = []
+        self.heard_at = []
+        self.dead = []
+        self.confirmed = []
+        self.reviewed = []
+        self.review_s = 0.0
+        self.term = 1
+
+    def handlers(self):
+        return {
+            Announce: self.announce,
+            Heartbeat: self.heartbeat,
+            ListGarbage: self.list_garbage,
+            Review: self.review,
+            ConfirmDropped: self.confirm,
+        }
+
+    async def announce(self, _call, request, _body):
+        self.announced.append(request)
+        if self.refuse:
+            raise self.refuse.pop(0)
+        return Welcomed(
+            number=3,
+            cluster_id=bytes(range(16)),
+            incarnation=bytes(16),
+            term=self.term,
+            heartbeat_ms=int(HEARTBEAT_S * 1000),
+        )
+
+    async def heartbeat(self, _call, _request, _body):
+        self.heard_at.append(trio.current_time())
+        if self.refuse_heartbeats:
+            raise self.refuse_heartbeats.pop(0)
+        return Heard(review=bool(self.dead), term=self.term)
+
+    async def list_garbage(self, _call, request, _body):
+        later = [extent for extent in self.dead if request.after is None or extent > request.after]
+        return GarbagePage(extents=tuple(sorted(later)[:2]))
+
+    async def review(self, _call, request, _body):
+        await trio.sleep(self.review_s)
+        self.reviewed += request.holdings
+        drop = tuple(holding for holding in request.holdings if holding.extent in self.dead)
+        stranger = Holding(ExtentId(9, 9), 0, 1)
+        return Verdicts(drop=(*drop, stranger), term=self.term)
+
+    async def confirm(self, _call, request, _body):
+        self.confirmed += request.extents
+        self.dead = [extent for extent in self.dead if extent not in request.extents]
+        return Done()
+
+
+class Scene:
+    def __init__(self, stage):
+        self.stage = stage
+        self.master = Master()
+        self.disk = SimulatedDisk()
+        self.store = SimulatedStore(self.disk, entropy=stage.runtime.entropy)
+        self.address = ""
+
+    async def open(self):
+        controller = await self.stage.serve("controller", self.master.handlers(), role=Role.CONTROLLER)
+        transport = await self.stage.transport("pool", Role.POOL)
+        self.address = await self.stage.nursery.start(
+            partial(
+                serve_pool,
+                transport=transport,
+                address="tcp://127.0.0.1:0",
+                store=self.store,
+                controllers=[controller],
+                runtime=self.stage.runtime,
+                settings=PoolSettings(name="pool", machine="m", review_s=600.0),
+            )
+        )
+        return self
+
+    def hold(self, counter):
+        extent, layout, piece = ExtentId(1, counter), Layout(1, 1), b"content"
+        header = ShardHeader(
+            incarnation=bytes(16),
+            extent=extent,
+            index=0,
+            layout=layout,
+            size=len(piece),
+            chunk_size=1000,
+            checksums=(piece_checksum(extent, layout, 0, 0, piece),),
+            version=VersionId(1, 1),
+        )
+        assert self.store.put_small([(header, piece)])
+        return extent
+
+
+@pytest.fixture
+def scene(play):
+    def run(body, prepare=lambda one: None):
+        async def story(stage):
+            one = Scene(stage)
+            prepare(one)
+            await body(await one.open())
+
+        play(story)
+
+    return run
+
+
+def test_a_pool_says_who_it_is_until_a_master_takes_it(scene):
+    def prepare(one):
+        one.master.refuse = [CatalogError("the disk is full")] * 3
+
+    async def body(one):
+        assert len(one.master.announced) == 4
+        assert len({request.boot_id for request in one.master.announced}) == 1
+        assert one.store.identity.cluster_id == bytes(range(16))
+        connections = await one.stage.connections("app")
+        pong, _ = await connections.call(one.address, Ping(), timeout_s=5)
+        assert (pong.role, pong.name) == ("pool", "pool")
+
+    scene(body, prepare)
+
+
+@contextmanager
+def catch_leaf(caught):
+    """Note the one error that a group holds, or that comes as it is."""
+    try:
+        yield
+    except* IdentityError as group:
+        leaf = group
+        while isinstance(leaf, BaseExceptionGroup):
+            (leaf,) = leaf.exceptions
+        caught.append(leaf)
+
+
+def test_a_pool_of_another_cluster_does_not_start(play):
+    async def story(stage):
+        one = Scene(stage)
+        one.master.refuse = [IdentityError("another cluster")]
+        refused = []
+        with catch_leaf(refused):
+            await one.open()
+        assert [type(error) for error in refused] == [IdentityError]
+
+    play(story)
+
+
+@pytest.mark.parametrize("error", [NotFound("who?"), IdentityError("not this boot"), CatalogError("full")])
+def test_a_pool_outlives_what_the_master_says_to_a_heartbeat(scene, error):
+    async def body(one):
+        one.master.refuse_heartbeats = [error]
+        await trio.sleep(10)
+        assert len(one.master.announced) == (1 if isinstance(error, CatalogError) else 2)
+        assert len(one.master.heard_at) >= 8
+
+    scene(body)
+
+
+def test_a_disk_that_cannot_tell_its_room_does_not_end_the_pool(scene):
+    async def body(one):
+        usage = one.store.usage
+        failed = []
+
+        def fail():
+            failed.append(1)
+            raise StoreError("cannot tell how full the disk is")
+
+        one.store.usage = fail
+        await trio.sleep(5)
+        assert failed
+        one.store.usage = usage
+        heard = len(one.master.heard_at)
+        await trio.sleep(5)
+        assert len(one.master.heard_at) > heard
+
+    scene(body)
+
+
+def test_dead_shards_are_dropped_page_by_page_and_confirmed(scene):
+    async def body(one):
+        held = [one.hold(counter) for counter in range(1, 8)]
+        one.master.dead = [*held[:5], ExtentId(2, 1)]
+        await trio.sleep(5)
+        assert sorted(one.master.confirmed) == sorted([*held[:5], ExtentId(2, 1)])
+        assert [holding.extent for holding in one.store.page(None, 100)] == held[5:]
+
+    scene(body)
+
+
+def test_a_long_look_through_the_garbage_does_not_silence_the_pool(scene):
+    async def body(one):
+        one.master.dead = [one.hold(counter) for counter in range(1, 21)]
+        one.master.review_s = 4.0
+        await trio.sleep(80)
+        assert len(one.master.confirmed) == 20
+        gaps = [after - before for before, after in pairwise(one.master.heard_at)]
+        assert max(gaps) < 2 * HEARTBEAT_S
+
+    scene(body)
+
+
+def test_everything_held_is_reviewed_now_and_then(scene):
+    async def body(one):
+        held = [one.hold(counter) for counter in range(1, 4)]
+        await trio.sleep(590)
+        assert not one.master.reviewed
+        await trio.sleep(20)
+        assert [holding.extent for holding in one.master.reviewed] == held
+
+    scene(body)
+
+
+def test_orders_of_a_master_of_the_past_are_refused(scene):
+    async def body(one):
+        connections = await one.stage.connections("app")
+        extent = one.hold(1)
+        one.master.dead = [extent]
+        await trio.sleep(0.5)
+        connections.observe(7)  # What one peer knows of terms, the others learn from it.
+        await connections.call(one.address, Ping(), timeout_s=5)
+        await trio.sleep(10)
+        assert one.store.find([extent])
+        assert not one.master.confirmed
+        one.master.term = 7
+        await trio.sleep(10)
+        assert not one.store.find([extent])
+
+    scene(body)
+
+
+def test_a_stored_piece_is_served_with_its_checksum(scene):
+    async def body(one):
+        extent = one.hold(1)
+        connections = await one.stage.connections("app")
+        request = ReadPiece(extent=extent, index=0, chunk=0)
+        reply, (piece,) = await connections.call(one.address, request, timeout_s=5)
+        assert bytes(piece) == b"content"
+        assert reply.checksum == piece_checksum(extent, Layout(1, 1), 0, 0, b"content")
+
+    scene(body)
