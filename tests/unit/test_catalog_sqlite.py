@@ -1,5 +1,6 @@
 """The SQLite engine beside what every engine does: files, locks, damage, flushes."""
 
+import math
 import sqlite3
 
 import pytest
@@ -121,6 +122,7 @@ def test_transactions_that_wait_together_share_one_flush(tmp_path):
     async def main():
         runtime = Runtime(clock=FixedClock(), entropy=NoEntropy(), run_blocking=counting)
         async with open_sqlite_engine(tmp_path / "c", runtime) as engine:
+            engine._commits._slow_until = math.inf  # A disk that has to be waited for.
             async with trio.open_nursery() as nursery:
                 for i in range(40):
                     nursery.start_soon(engine.txn, [], [Operation(b"%d" % i, b"1")])

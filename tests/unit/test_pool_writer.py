@@ -1,5 +1,6 @@
 """Shards on their way into a pool: small ones in groups, large ones piece by piece."""
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -113,6 +114,7 @@ async def put_small(writer, shard):
 async def small_writer(stage):
     log = CommitLog(stage)
     writer = SmallWriter(log, log.runtime)
+    writer._work._slow_until = math.inf  # A disk that has to be waited for: commits go through threads.
     stage.nursery.start_soon(writer.run)
     return log, writer
 

@@ -1,0 +1,59 @@
+"""Work is done at once while it is brief, and in a thread while it is not."""
+
+import pytest
+import trio
+
+from droppexd.brief import BRIEF_S, SLOW_S, BriefWork
+from droppexd.runtime import Runtime
+
+
+class Machine:
+    """A clock that work moves on, and threads that count."""
+
+    def __init__(self):
+        self.time = 100.0
+        self.threads = 0
+        self.work = BriefWork(Runtime(clock=self, entropy=None, run_blocking=self.run_blocking))
+
+    def now(self):
+        return self.time
+
+    async def run_blocking(self, function, *args):
+        self.threads += 1
+        return function(*args)
+
+    def take(self, seconds):
+        self.time += seconds
+        return seconds
+
+    def run(self, seconds):
+        return trio.run(self.work.run, self.take, seconds)
+
+
+def test_brief_work_takes_no_thread():
+    machine = Machine()
+    assert [machine.run(BRIEF_S / 2) for _ in range(10)] == [BRIEF_S / 2] * 10
+    assert machine.threads == 0
+
+
+def test_work_that_took_long_goes_to_a_thread_for_a_while():
+    machine = Machine()
+    machine.run(2 * BRIEF_S)
+    assert not machine.work.brief
+    machine.run(BRIEF_S / 2)
+    assert machine.threads == 1
+    machine.take(SLOW_S)
+    machine.run(BRIEF_S / 2)
+    assert machine.threads == 1
+
+
+def test_work_that_fails_late_counts_as_slow_too():
+    machine = Machine()
+
+    def fail():
+        machine.take(1)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        machine.work.now(fail)
+    assert not machine.work.brief
