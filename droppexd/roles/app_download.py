@@ -93,6 +93,8 @@ class Reader:
         self._master = master
         self._runtime = runtime
         self._suspects = suspects
+        # Apart from those: a pool that is late to a reader may still take new shards.
+        self._late = Suspects(runtime.clock)
         self._pace = Pace()
 
     async def look_up(self, request: Lookup) -> Found:
@@ -113,6 +115,7 @@ class Reader:
             registration=self._registration,
             pace=self._pace,
             suspects=self._suspects,
+            late=self._late,
             clock=self._runtime.clock,
             extent=extent,
             chunk=chunk,
@@ -145,6 +148,7 @@ class _Fetch:
         registration: Registration,
         pace: Pace,
         suspects: Suspects,
+        late: Suspects,
         clock: Clock,
         extent: Extent,
         chunk: int,
@@ -153,6 +157,7 @@ class _Fetch:
         self._connections = connections
         self._pace = pace
         self._suspects = suspects
+        self._late = late
         self._clock = clock
         self._extent = extent
         self._chunk = chunk
@@ -193,7 +198,7 @@ class _Fetch:
         return sorted(
             (index for index in self._pools if index not in self._failures and index not in self._pieces),
             key=lambda index: (
-                self._extent.pools[index] in self._suspects,
+                self._extent.pools[index] in self._late or self._extent.pools[index] in self._suspects,
                 index not in wanted,
                 index,
             ),
@@ -271,7 +276,7 @@ class _Fetch:
                             slow.update(waited_for)
                             start([spare.pop(0)])
             for index in slow.intersection(running):
-                self._suspects.add(self._extent.pools[index])
+                self._late.add(self._extent.pools[index])
             nursery.cancel_scope.cancel()
 
     def _begin(self, index: int) -> Pending[Piece] | None:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import trio
 
 from droppexd.errors import DroppexError, NotFound, PeerError, SessionClosed
-from droppexd.model import ClusterMap, ExtentId, OperationId, PoolInfo, VersionId
-from droppexd.placement import Placement
+from droppexd.model import ClusterMap, ExtentId, Layout, OperationId, PoolInfo, VersionId
+from droppexd.placement import Placement, choose_layout
 from droppexd.roles.master import MasterLink
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import CloseSession, KeepSession, OpenSession
@@ -30,7 +30,18 @@ class MapView:
     def __init__(self, cluster_map: ClusterMap) -> None:
         self.map = cluster_map
         self.placement = Placement(cluster_map.pools)
+        self.takers = tuple(pool.number for pool in cluster_map.pools if pool.writable)
+        """The pools that take new shards."""
         self._pools = {pool.number: pool for pool in cluster_map.pools}
+        self._writable = frozenset(self.takers)
+        self._layouts: dict[Layout | None, Layout] = {}
+
+    def layout(self, wanted: Layout | None) -> Layout:
+        """Return the layout of new files, which is `wanted` unless that is None."""
+        layout = self._layouts.get(wanted)
+        if layout is None:
+            layout = self._layouts[wanted] = choose_layout(self.map.pools, wanted)
+        return layout
 
     def pool(self, number: int) -> PoolInfo | None:
         """Return the pool with this number."""
@@ -38,8 +49,7 @@ class MapView:
 
     def writable(self, number: int) -> bool:
         """Whether new shards may go to this pool."""
-        pool = self._pools.get(number)
-        return pool is not None and pool.writable
+        return number in self._writable
 
 
 class Ids:

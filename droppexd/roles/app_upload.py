@@ -34,7 +34,7 @@ from droppexd.model import (
     Version,
     VersionId,
 )
-from droppexd.placement import choose_layout, small_layout, writable_layout
+from droppexd.placement import small_layout, writable_layout
 from droppexd.roles.app_session import Ids, MapView, Registration
 from droppexd.roles.master import MasterLink
 from droppexd.roles.ordered import Turns
@@ -155,10 +155,10 @@ class Upload:
 
     def _choose_layout(self) -> Layout:
         wanted = self._wanted
-        layout = choose_layout(self._view.map.pools, wanted.layout or self._outlets.layout)
+        layout = self._view.layout(wanted.layout or self._outlets.layout)
         if wanted.layout is None and wanted.size is not None and wanted.size <= SMALL_SIZE:
             layout = small_layout(layout)
-        takers = [pool.number for pool in self._view.map.pools if pool.writable]
+        takers = self._view.takers
         trusted = [number for number in takers if number not in self._outlets.suspects]
         try:
             layout, self._note = writable_layout(layout, len(trusted))
