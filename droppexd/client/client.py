@@ -9,6 +9,7 @@ from typing import BinaryIO
 import trio
 
 from droppexd.client.download import Download, Progress
+from droppexd.client.keeping import kept_alive
 from droppexd.client.upload import Upload
 from droppexd.errors import DroppexError, InvalidName
 from droppexd.model import (
@@ -32,6 +33,7 @@ from droppexd.wire.messages import (
     GetClose,
     GetOpen,
     GetStatus,
+    KeepStream,
     List,
     Listed,
     R,
@@ -137,7 +139,12 @@ class Client:
         info, first = await self._connections.call(self._address, request, timeout_s=self._timeout_s)
         download = Download(self._connections, self._runtime, self._address, name, info, first)
         try:
-            yield download
+            if info.stream:
+                keep = KeepStream(stream=info.stream, put=False)
+                async with kept_alive(self._connections, self._address, keep):
+                    yield download
+            else:
+                yield download
         finally:
             await download.aclose()
             if info.stream:

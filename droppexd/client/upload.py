@@ -7,10 +7,11 @@ from typing import BinaryIO
 import trio
 from blake3 import blake3
 
+from droppexd.client.keeping import kept_alive
 from droppexd.errors import DroppexError, IntegrityError, RemoteProtocolError
 from droppexd.model import SMALL_SIZE, Layout, Metadata, Receipt
 from droppexd.runtime import Runtime
-from droppexd.wire.messages import Condition, PutAbort, PutChunk, PutOpen, PutProgress, PutSmall
+from droppexd.wire.messages import Condition, KeepStream, PutAbort, PutChunk, PutOpen, PutProgress, PutSmall
 from droppexd.wire.rpc import Connections, Pending
 
 OPEN_S = 600.0
@@ -77,8 +78,12 @@ class Upload:
             metadata=self._metadata,
         )
         opened, _ = await self._connections.call(self._address, request, timeout_s=OPEN_S)
+        keep = KeepStream(stream=opened.stream, put=True)
         try:
-            return await self._send(reader, head, opened.stream, opened.credit, opened.chunk_size, progress)
+            async with kept_alive(self._connections, self._address, keep):
+                return await self._send(
+                    reader, head, opened.stream, opened.credit, opened.chunk_size, progress
+                )
         except BaseException:
             await self._abort(opened.stream)
             raise

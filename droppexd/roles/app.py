@@ -34,6 +34,7 @@ from droppexd.wire.messages import (
     GetOpened,
     GetPart,
     GetStatus,
+    KeepStream,
     List,
     Lookup,
     Ping,
@@ -191,6 +192,7 @@ class _App:
                 PutOpen: self.put_open,
                 PutChunk: self.put_chunk,
                 PutAbort: self.put_abort,
+                KeepStream: self.keep_stream,
                 GetOpen: self.get_open,
                 GetPart: self.get_part,
                 GetClose: self.get_close,
@@ -318,6 +320,17 @@ class _App:
         stream = self._puts.get(request.stream, call.peer)
         self._puts.remove(request.stream)
         await stream.work.abort()
+        return Done()
+
+    async def keep_stream(self, call: Call, request: KeepStream, _body: Sequence[Frame]) -> Answer:
+        """Wait longer for a client that reads or writes slowly."""
+        now = self._runtime.clock.now()
+        if request.put:
+            put = self._puts.get(request.stream, call.peer)
+            put.heard = now
+            await put.work.keep()
+        else:
+            self._gets.get(request.stream, call.peer).heard = now
         return Done()
 
     # -- files out -----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from droppexd.roles.master import MasterLink
 from droppexd.roles.ordered import Turns
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
-from droppexd.wire.messages import AbortShard, Commit, Condition, PieceWritten, WritePiece
+from droppexd.wire.messages import AbortShard, Commit, Condition, KeepShard, PieceWritten, WritePiece
 from droppexd.wire.rpc import Connections, Pending, all_settled
 from droppexd.wire.transport import Frame
 
@@ -59,7 +59,7 @@ PIECE_S = 120.0
 """The longest that a piece may take when every pool is slow: backpressure, not failure."""
 
 COMMIT_S = 60.0
-ABORT_S = 2.0
+TELL_S = 2.0
 _MOST_ABORTED = 64
 """Extents of a given up upload whose pools are told. 16 GiB: enough to matter, and few enough to tell."""
 
@@ -342,7 +342,8 @@ class Upload:
                     pending.abandon()
                     raise PeerError(f"no progress for {STALL_S:g} s while other pools made some")
             except DroppexError as error:
-                target.failure = f"{target.address}: {error}"
+                # The first failure is the reason; those behind it only follow from it.
+                target.failure = target.failure or f"{target.address}: {error}"
             else:
                 self._note_written(target, reply)
                 if sent.progress_at is None:
@@ -409,25 +410,35 @@ class Upload:
         committed = await self._outlets.master.call(request, timeout_s=COMMIT_S)
         return committed.receipt
 
+    async def keep(self) -> None:
+        """Tell the pools that the shards of the last extent go on, though their sender pauses."""
+        await self._tell_pools(KeepShard, self._extents[-1:])
+
     async def abort(self) -> None:
         """Tell the pools that nothing of this will be committed; they drop it when the master agrees.
 
         Pools that miss it find out when they look through all that they hold.
         """
         self._turns.break_off(PeerError("the upload was aborted"))
-        with trio.move_on_after(ABORT_S, shield=True):
-            async with trio.open_nursery() as nursery:
-                for extent in self._extents[-_MOST_ABORTED:]:
-                    for target in extent.alive:
-                        nursery.start_soon(self._abort_shard, extent.id, target)
+        with trio.CancelScope(shield=True):
+            await self._tell_pools(AbortShard, self._extents[-_MOST_ABORTED:])
 
-    async def _abort_shard(self, extent: ExtentId, target: _Target) -> None:
+    async def _tell_pools(
+        self, kind: type[KeepShard] | type[AbortShard], extents: Sequence[_ExtentUpload]
+    ) -> None:
+        with trio.move_on_after(TELL_S):
+            async with trio.open_nursery() as nursery:
+                for extent in extents:
+                    for target in extent.alive:
+                        nursery.start_soon(
+                            self._tell_pool, target.address, kind(extent=extent.id, index=target.index)
+                        )
+
+    async def _tell_pool(self, address: str, request: KeepShard | AbortShard) -> None:
         try:
-            await self._outlets.connections.call(
-                target.address, AbortShard(extent=extent, index=target.index), timeout_s=ABORT_S
-            )
+            await self._outlets.connections.call(address, request, timeout_s=TELL_S)
         except DroppexError as error:
-            log.debug("abort of a shard failed: %s", error)
+            log.debug("a pool was not told of a shard: %s", error)
 
 
 class _Sent:

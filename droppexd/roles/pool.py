@@ -29,6 +29,7 @@ from droppexd.wire.messages import (
     ConfirmDropped,
     Done,
     Heartbeat,
+    KeepShard,
     ListGarbage,
     Piece,
     PieceWritten,
@@ -101,6 +102,7 @@ class _Pool:
                 Ping: self.ping,
                 WritePiece: self.write_piece,
                 AbortShard: self.abort_shard,
+                KeepShard: self.keep_shard,
                 ReadPiece: self.read_piece,
             },
             admissions={WritePiece: self.admit_piece},
@@ -144,6 +146,11 @@ class _Pool:
         await self._streams.abort(request.extent, request.index)
         if len(self._doubtful) < _MOST_DOUBTFUL:
             self._doubtful[request.extent] = _DOUBTFUL_TRIES
+        return Done()
+
+    async def keep_shard(self, _call: Call, request: KeepShard, _body: Sequence[Frame]) -> Answer:
+        """Wait longer for the next piece of a shard."""
+        self._streams.keep(request.extent, request.index)
         return Done()
 
     def read_small(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:

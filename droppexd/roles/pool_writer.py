@@ -27,6 +27,9 @@ _MOST_SMALL = 4096
 _GROUP = 512
 """Small shards in one commit: bounds how long the first waits for the last."""
 
+_FAILURES_KEPT = 256
+"""Shards that the disk refused a moment ago, and whose pieces may still be on their way."""
+
 Key = tuple[ExtentId, int]
 
 
@@ -165,6 +168,7 @@ class ShardStreams:
         self._store = store
         self._runtime = runtime
         self._streams: dict[Key, ShardStream] = {}
+        self._failures: dict[Key, StoreError] = {}
 
     def admit(self, request: WritePiece, body: Sequence[Frame]) -> ShardStream | None:
         """Return the stream of a piece, in order of arrival; None for a whole small shard.
@@ -184,7 +188,10 @@ class ShardStreams:
         elif request.boot_id != self._store.identity.boot_id:
             raise RemoteProtocolError("the pool was restarted since this shard was begun")
         elif stream is None:
-            raise RemoteProtocolError("a piece of a shard that is not being written")
+            # A writer with more pieces on their way is told the reason, in whichever answer it sees first.
+            raise self._failures.get(key) or RemoteProtocolError(
+                "a piece of a shard that is not being written"
+            )
         stream.admit(request)
         return stream
 
@@ -198,9 +205,10 @@ class ShardStreams:
         except BaseException as error:
             finished = True
             # Pieces behind this one must not wait for a turn that never comes.
-            stream.break_off(
-                error if isinstance(error, DroppexError) else StoreError("the shard was given up")
-            )
+            reason = error if isinstance(error, DroppexError) else StoreError("the shard was given up")
+            stream.break_off(reason)
+            if isinstance(error, StoreError):
+                self._note_failure((request.extent, request.index), error)
             with trio.CancelScope(shield=True):
                 await self._runtime.run_blocking(stream.abort)
             raise
@@ -210,9 +218,20 @@ class ShardStreams:
             if finished:
                 self._forget(request.extent, request.index, stream)
 
+    def _note_failure(self, key: Key, reason: StoreError) -> None:
+        self._failures.setdefault(key, reason)
+        if len(self._failures) > _FAILURES_KEPT:
+            del self._failures[next(iter(self._failures))]
+
     def _forget(self, extent: ExtentId, index: int, stream: ShardStream) -> None:
         if self._streams.get((extent, index)) is stream:
             del self._streams[extent, index]
+
+    def keep(self, extent: ExtentId, index: int) -> None:
+        """Note that the writer of a shard is there, though it sends nothing."""
+        stream = self._streams.get((extent, index))
+        if stream is not None:
+            stream.heard = self._runtime.clock.now()
 
     async def abort(self, extent: ExtentId, index: int) -> None:
         """Give up a shard that is being written; nothing happens when there is none."""

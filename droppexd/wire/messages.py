@@ -242,6 +242,14 @@ class PutAbort(Request[Done]):
     stream: StreamId
 
 
+@message(17, reply=Done, callers=_CLIENT)
+class KeepStream(Request[Done]):
+    """Say that an open put or get goes on, though nothing was sent or asked for some time."""
+
+    stream: StreamId
+    put: bool
+
+
 # -- client to app: files out ----------------------------------------------------------------------
 
 
@@ -612,6 +620,14 @@ class WritePiece(Request[PieceWritten]):
 @message(92, reply=Done, callers=_PEERS)
 class AbortShard(Request[Done]):
     """Give up a shard that is being written."""
+
+    extent: ExtentId
+    index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+
+
+@message(95, reply=Done, callers=_PEERS)
+class KeepShard(Request[Done]):
+    """Say that a shard that is being written goes on."""
 
     extent: ExtentId
     index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]

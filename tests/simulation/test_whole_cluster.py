@@ -1,5 +1,7 @@
 """Controller, app, six pools: put, kill, get, in one process and by one seed."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -213,5 +215,40 @@ def test_an_app_that_is_told_to_stop_finishes_the_put_that_runs(simulate):
             cluster.members["app"].scope.cancel()
             await cluster.members["app"].ended.wait()
         assert [receipt.name for receipt in receipts] == ["docs/large"]
+
+    simulate(story, seed=1)
+
+
+class SlowPipe:
+    """A source that yields some bytes now and then, as standard input may."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def read(self, length: int) -> bytes:
+        length = min(length, self.left)
+        self.left -= length
+        return b"x" * length
+
+
+def test_a_put_and_a_get_that_pause_for_long_go_on(simulate, monkeypatch):
+    async def story(cluster) -> None:
+        await cluster.start(pools=6)
+
+        async def slow(function, *args):
+            await trio.sleep(150)
+            return function(*args)
+
+        async with cluster.client() as client:
+            monkeypatch.setattr(client, "_runtime", replace(cluster.runtime, run_blocking=slow))
+            receipt = await client.put_file("docs/slow", SlowPipe(150_000))
+            monkeypatch.setattr(client, "_runtime", cluster.runtime)
+            size = 0
+            async with client.open_read("docs/slow") as download:
+                async for frames in download:
+                    size += sum(map(len, frames))
+                    if size < 50_000:
+                        await trio.sleep(150)
+            assert size == receipt.size == 150_000
 
     simulate(story, seed=1)
