@@ -173,7 +173,7 @@ class _Process:
         self._running: dict[Role, _Running] = {}
 
     async def run(self) -> None:
-        """Run the roles. The controller serves before the others ask for it."""
+        """Run the roles. The controller serves before the others ask for it, and the app knows the pool."""
         async with trio.open_nursery() as nursery:
             with self._starting:
                 for role in _START_ORDER:
@@ -181,7 +181,7 @@ class _Process:
                         running = self._running[role] = _Running()
                         started = _Started(functools.partial(self._serves, role))
                         nursery.start_soon(self._run_role, role, running, started)
-                        if role == Role.CONTROLLER:
+                        if role != Role.APP:
                             await started.event.wait()
 
     async def stop(self) -> None:

@@ -174,10 +174,15 @@ def normal_name(name: str) -> str:
 
 
 def normal_prefix(prefix: str) -> str:
-    """Return a listing prefix (`` or `folder/` or `folder/begin`), or raise InvalidName."""
+    """Return a listing prefix (`` or `folder/` or `folder/begin`), or raise InvalidName.
+
+    What stands behind the last slash is the beginning of a part, and may be `.` or `..` too.
+    """
     if prefix == "":
         return prefix
-    normal_name(prefix.rstrip("/") + "/x" if prefix.endswith("/") else prefix)
+    folder, slash, begin = prefix.rpartition("/")
+    begin = "x" if begin in ("", ".", "..") else begin
+    normal_name(f"{folder}/{begin}" if slash else f"{begin}/x")
     return prefix
 
 
@@ -351,6 +356,10 @@ class Holding(NamedTuple):
 # What users get
 
 
+Survives = Annotated[int, Bounds(-MAX_K, MAX_M)]
+"""How many more losses something survives; below 0: unreadable now."""
+
+
 @record
 class Receipt:
     """What a put gives its caller: proof of what was stored, and what it survives."""
@@ -360,8 +369,9 @@ class Receipt:
     size: int
     blake3: Digest
     layout: Label
-    survives_pools: int
-    survives_machines: int
+    survives_pools: Survives | None
+    """None, as `survives_machines`, for an empty file: it is kept in the catalogue alone."""
+    survives_machines: Survives | None
     replaced: bool = False
     note: Annotated[str, Bounds(0, 1024)] = ""
 
@@ -402,7 +412,7 @@ class ExtentPlaces:
 class SurvivalCount:
     """How many files and extents survive the loss of that many more pools; below 0: unreadable now."""
 
-    survives: Annotated[int, Bounds(-MAX_K, MAX_M)]
+    survives: Survives
     files: int
     extents: int
 
@@ -422,3 +432,5 @@ class ClusterStatus:
     controllers: Annotated[tuple[Address, ...], Bounds(0, 64)]
     sessions: int
     warnings: Annotated[tuple[Annotated[str, Bounds(0, 1024)], ...], Bounds(0, 256)] = ()
+    empty_files: int = 0
+    """Part of `files`, but not of `survival`: they are kept in the catalogue alone."""

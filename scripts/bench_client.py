@@ -12,8 +12,8 @@ from pathlib import Path
 
 import trio
 
-from droppexd.client import Client, open_client
 from droppexd.allocator import tune_allocator
+from droppexd.client import Client, open_client
 from droppexd.daemon import system_runtime
 from droppexd.wire.messages import ANYTHING
 from droppexd.wire.zeromq import open_zeromq_transport

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from droppexd.catalog.engine import Engine, Operation
 from droppexd.catalog.grace import Grace
 from droppexd.catalog.keys import (
-    NUMBERS,
+    NEXT_POOL,
     TOTALS,
     Placement,
     degraded_key,
@@ -25,7 +25,6 @@ from droppexd.catalog.placements import Counts
 from droppexd.catalog.records import (
     Garbage,
     Name,
-    Numbers,
     StoredExtent,
     Totals,
     pack_extent,
@@ -40,12 +39,14 @@ from droppexd.catalog.records import (
 from droppexd.catalog.state import Session, State
 from droppexd.errors import CatalogError
 from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId
-from droppexd.runtime import Clock
+from droppexd.runtime import Runtime
 
 Result_co = TypeVar("Result_co", covariant=True)
 
 EXTENTS_AT_ONCE = 500
 """Extents of a large version that are read together."""
+
+_SESSION_BYTES, _SESSION_BITS = 6, 47
 
 
 class Change(Protocol[Result_co]):
@@ -69,16 +70,17 @@ class Batch:
     The catalogue has one writer and one batch at a time, so nothing that was read can change under it.
     """
 
-    def __init__(self, engine: Engine, state: State, grace: Grace, clock: Clock) -> None:
+    def __init__(self, engine: Engine, state: State, grace: Grace, runtime: Runtime) -> None:
         self.engine = engine
         self.state = state
-        self.clock = clock
+        self.clock = runtime.clock
+        self._entropy = runtime.entropy
         self._grace = grace
         self._seen: dict[bytes, bytes | None] = {}
         self._writes: dict[bytes, bytes | None] = {}
         self._placements: dict[Placement, Counts] = {}
         self._totals = state.totals
-        self._numbers = state.numbers
+        self._next_pool = state.next_pool
         self._epoch = -1
         self._after: list[Callable[[], None]] = []
         self.large_changed = False
@@ -131,14 +133,14 @@ class Batch:
                 self.put(placement_key(placement), pack_fields(counts))
         if self._totals != self.state.totals:
             self.put(TOTALS, pack_fields(self._totals))
-        if self._numbers != self.state.numbers:
-            self.put(NUMBERS, pack_fields(self._numbers))
+        if self._next_pool != self.state.next_pool:
+            self.put(NEXT_POOL, pack_fields((self._next_pool,)))
         return [Operation(key, value) for key, value in self._writes.items()]
 
     def committed(self) -> None:
         """Carry over into memory what is durable now."""
         self.state.totals = self._totals
-        self.state.numbers = self._numbers
+        self.state.next_pool = self._next_pool
         for placement, counts in self._placements.items():
             if counts == Counts():
                 self.state.placements.pop(placement, None)
@@ -151,16 +153,22 @@ class Batch:
 
     # -- numbers and sums ----------------------------------------------------------------------
 
-    def next_session(self) -> int:
-        """Hand out the number of a new session."""
-        number = self._numbers.session
-        self._numbers = Numbers(number + 1, self._numbers.pool)
-        return number
+    async def new_session(self) -> int:
+        """Return a random number that no session here has.
 
-    def next_pool(self) -> int:
+        Not the next one: a copy of the catalogue that is older than some sessions would hand their numbers
+        out again, and take the shards of those sessions for its own.
+        """
+        while True:
+            token = int.from_bytes(self._entropy.token(_SESSION_BYTES))
+            number = token >> (8 * _SESSION_BYTES - _SESSION_BITS)
+            if number and await self.get(session_key(number)) is None:
+                return number
+
+    def new_pool(self) -> int:
         """Hand out the number of a new pool."""
-        number = self._numbers.pool
-        self._numbers = Numbers(self._numbers.session, number + 1)
+        number = self._next_pool
+        self._next_pool += 1
         return number
 
     def add_totals(

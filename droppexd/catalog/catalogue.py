@@ -32,7 +32,7 @@ from droppexd.catalog.grace import Grace
 from droppexd.catalog.keys import (
     CLUSTER,
     DEGRADED,
-    NUMBERS,
+    NEXT_POOL,
     PLACEMENTS,
     POOLS,
     SESSIONS,
@@ -53,14 +53,12 @@ from droppexd.catalog.keys import (
 from droppexd.catalog.listing import Page, find_names, list_names
 from droppexd.catalog.placements import Counts
 from droppexd.catalog.records import (
-    Numbers,
     Totals,
     pack_fields,
     unpack_extent,
     unpack_fields,
     unpack_garbage,
     unpack_name,
-    unpack_numbers,
     unpack_pool,
     unpack_session,
     unpack_totals,
@@ -80,7 +78,7 @@ from droppexd.model import (
     Version,
     VersionId,
 )
-from droppexd.runtime import Clock, Runtime
+from droppexd.runtime import Runtime
 
 T = TypeVar("T")
 
@@ -130,7 +128,8 @@ class Catalogue:
         self.incarnation = identity.incarnation
         self.term = identity.term
         self._engine = engine
-        self._clock: Clock = runtime.clock
+        self._runtime = runtime
+        self._clock = runtime.clock
         self._state = state
         self._fence = Compare(TERM, identity.term_revision)
         self._grace = Grace(identity.term, grace_s, runtime.clock.now())
@@ -241,8 +240,8 @@ class Catalogue:
     async def survival(self, lost: Collection[int]) -> tuple[SurvivalCount, ...]:
         """Count files and extents by how many more pools they may lose, when these are lost already.
 
-        Exact. Placements are counted as they come and go; only files of several extents are read, and only
-        when they or the lost pools have changed.
+        Empty files are left out: nothing of them is on a pool. Exact. Placements are counted as they come and
+        go; only files of several extents are read, and only when they or the lost pools have changed.
         """
         self.check()
         return await survey.survival(
@@ -313,7 +312,7 @@ class Catalogue:
     async def close_session(self, session: int) -> None:
         """End a session, durably; nothing of it is committed any more. Idempotent."""
         if session not in self._state.sessions:
-            raise SessionClosed(f"session {session} is not known")
+            raise SessionClosed(f"session {session:x} is not known")
         await self._change(SaveSession(session, close=True))
 
     async def forget_outcomes(self) -> None:
@@ -359,7 +358,8 @@ class Catalogue:
 
         Dead are: shards of garbage past its grace; shards that a live extent's record places on another pool;
         and shards of extents without a record, once no commit can name them: their session is closed, or they
-        lie below its floor. Shards of a session that this catalogue does not know are never dead.
+        lie below its floor. Shards of a session that this catalogue does not know are never dead: they belong
+        to another history of it.
         """
         self.check()
         # What allows a drop is read before what forbids it: a commit that was judged before the floor
@@ -429,7 +429,7 @@ class Catalogue:
 
     async def _judge_and_commit(self, waiting: list[_Waiting]) -> None:
         """Commit these changes, or the first of them: the rest is taken off the list and waits on."""
-        batch = Batch(self._engine, self._state, self._grace, self._clock)
+        batch = Batch(self._engine, self._state, self._grace, self._runtime)
         await batch.load([key for one in waiting for key in one.change.reads()])
         for index, one in enumerate(waiting):
             if batch.size > MAX_BATCH_KEYS:
@@ -503,7 +503,7 @@ async def _begin_term(engine: Engine, runtime: Runtime) -> Identity:
             cluster_id, incarnation = runtime.entropy.token(16), runtime.entropy.token(16)
             compare.append(Compare(CLUSTER, 0))
             then.append(Operation(CLUSTER, pack_fields((cluster_id, incarnation))))
-            then.append(Operation(NUMBERS, pack_fields(Numbers(1, 1))))
+            then.append(Operation(NEXT_POOL, pack_fields((1,))))
         revision = await engine.txn(compare, then)
         if revision is not None:
             return Identity(cluster_id, incarnation, number, revision)
@@ -521,12 +521,12 @@ async def _read_all(engine: Engine, prefix: bytes) -> list[Entry]:
 
 
 async def _read_state(engine: Engine) -> State:
-    numbers, totals = await engine.get((NUMBERS, TOTALS))
-    if numbers is None:
-        raise CatalogError("the catalogue is damaged: its next numbers are missing; restore a copy of it")
+    next_pool, totals = await engine.get((NEXT_POOL, TOTALS))
+    if next_pool is None:
+        raise CatalogError("the catalogue is damaged: the next number is missing; restore a copy of it")
     pools = [unpack_pool(entry.value) for entry in await _read_all(engine, POOLS)]
     return State(
-        numbers=unpack_numbers(numbers.value),
+        next_pool=unpack_fields(next_pool.value, "next pool")[0],
         totals=unpack_totals(totals.value) if totals else Totals(),
         pools={pool.number: pool for pool in pools},
         sessions={

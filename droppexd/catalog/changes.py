@@ -27,7 +27,6 @@ from droppexd.catalog.records import (
 from droppexd.catalog.state import Session, State
 from droppexd.errors import Conflict, DroppexError, InvalidRequest, NotEnoughShards, NotFound, StaleRead
 from droppexd.model import (
-    MAX_M,
     MISSING,
     Extent,
     ExtentId,
@@ -149,8 +148,8 @@ class CommitVersion(_Operation):
         survives = [state.survives(placement_of(extent.layout, extent.pools)) for extent in extents]
         return Placed(
             version=version.id,
-            survives_pools=min([pools for pools, _ in survives], default=MAX_M),
-            survives_machines=min([machines for _, machines in survives], default=MAX_M),
+            survives_pools=min([pools for pools, _ in survives], default=None),
+            survives_machines=min([machines for _, machines in survives], default=None),
             replaced=replaced is not None,
         )
 
@@ -174,7 +173,7 @@ class CommitVersion(_Operation):
         own = self.operation.session
         for new in (self.version.id, *self.version.extents):
             if new.session != own:
-                raise InvalidRequest(f"{new} was not made in session {own}, which commits it")
+                raise InvalidRequest(f"{new} was not made in session {own:x}, which commits it")
             _check_floor(new, session, "id")
 
     async def _check_unused(self, batch: Batch) -> None:
@@ -364,7 +363,7 @@ class OpenSession:
 
     async def judge(self, batch: Batch) -> int:
         """Hand out a number and write the session."""
-        number = batch.next_session()
+        number = await batch.new_session()
         session = Session(address=self.address, boot_id=self.boot_id)
         batch.put_session(number, session)
         batch.after_commit(lambda: batch.state.sessions.__setitem__(number, session))
@@ -435,7 +434,7 @@ class SavePool:
 
     async def judge(self, batch: Batch) -> PoolRecord:
         """Return the record with its number."""
-        record = self.record if self.record.number else replace(self.record, number=batch.next_pool())
+        record = self.record if self.record.number else replace(self.record, number=batch.new_pool())
         batch.put(pool_key(record.number), pack_pool(record))
         batch.after_commit(lambda: batch.state.put_pool(record))
         return record

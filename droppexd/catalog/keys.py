@@ -13,7 +13,7 @@
 | `s/` session | a session, open or closed |
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
-| `m/...` | the cluster, the term, the next numbers, the totals |
+| `m/...` | the cluster, the term, the next pool's number, the totals |
 """
 
 import struct
@@ -34,7 +34,7 @@ PLACEMENTS = b"c/"
 
 CLUSTER = b"m/cluster"
 TERM = b"m/term"
-NUMBERS = b"m/numbers"
+NEXT_POOL = b"m/next-pool"
 TOTALS = b"m/totals"
 
 Placement = tuple[int, int, tuple[int, ...]]

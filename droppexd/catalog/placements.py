@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from droppexd.catalog.keys import Placement
-from droppexd.model import MAX_M, MISSING, SurvivalCount
+from droppexd.model import MISSING, SurvivalCount
 
 
 class Counts(NamedTuple):
@@ -57,11 +57,6 @@ class SurvivalTally:
         """Count files that were looked at one by one, by what they survive."""
         for survives, count in files.items():
             self._files[survives] += count
-
-    def add_empty(self, files: int) -> None:
-        """Count files without content: they survive whatever the safest of the others does."""
-        if files:
-            self._files[max([*self._extents, *self._files], default=MAX_M)] += files
 
     def result(self) -> tuple[SurvivalCount, ...]:
         """Return the counts, the most endangered first."""

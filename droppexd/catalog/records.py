@@ -55,13 +55,6 @@ class SessionRecord(NamedTuple):
     boot_id: bytes
 
 
-class Numbers(NamedTuple):
-    """The next numbers to hand out; none is ever handed out twice."""
-
-    session: int
-    pool: int
-
-
 class Totals(NamedTuple):
     """Sums over the whole catalogue, kept by every transaction.
 
@@ -80,8 +73,8 @@ class Placed(NamedTuple):
     """What a commit came to: the part of its receipt that a repeated request does not bring along."""
 
     version: VersionId
-    survives_pools: int
-    survives_machines: int
+    survives_pools: int | None
+    survives_machines: int | None
     replaced: bool
 
 
@@ -202,7 +195,7 @@ def unpack_pool(value: bytes) -> PoolRecord:
 
 
 def pack_fields(record: Sequence[Any]) -> bytes:
-    """Return the value of a session, of the numbers or of the totals."""
+    """Return the value of a record that is a few fields: a session, the totals, the term."""
     packed: bytes = msgpack.packb((FORMAT, *record))
     return packed
 
@@ -210,11 +203,6 @@ def pack_fields(record: Sequence[Any]) -> bytes:
 def unpack_session(value: bytes) -> SessionRecord:
     """Return the record of a session."""
     return SessionRecord(*_read(value, "session")[1:])
-
-
-def unpack_numbers(value: bytes) -> Numbers:
-    """Return the next numbers."""
-    return Numbers(*_read(value, "numbers")[1:])
 
 
 def unpack_totals(value: bytes) -> Totals:

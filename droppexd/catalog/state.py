@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from droppexd.catalog.keys import Placement
 from droppexd.catalog.placements import Counts, survives_machines, survives_pools
-from droppexd.catalog.records import Numbers, SessionRecord, Totals
+from droppexd.catalog.records import SessionRecord, Totals
 from droppexd.errors import SessionClosed
 from droppexd.model import MISSING, Membership, PoolRecord
 
@@ -50,7 +50,8 @@ class Session:
 class State:
     """The tables of one master."""
 
-    numbers: Numbers
+    next_pool: int
+    """The number of the next new pool; none is ever handed out twice."""
     totals: Totals = field(default_factory=Totals)
     pools: dict[int, PoolRecord] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class State:
         """Return a session that may still change things; raise SessionClosed when it may not."""
         found = self.sessions.get(session)
         if found is None or found.closing:
-            raise SessionClosed(f"session {session} is closed; what it had under way is lost")
+            raise SessionClosed(f"session {session:x} is closed; what it had under way is lost")
         return found
 
     def gone(self, pool: int) -> bool:

@@ -37,7 +37,6 @@ async def survival(
     tally = SurvivalTally(lost)
     tally.add_placements(state.placements.items())
     tally.add_files(large.files)
-    tally.add_empty(state.totals.empty_files)
     return tally.result()
 
 

@@ -222,8 +222,8 @@ def _receipt_of(described: Described) -> Receipt:
         size=described.size,
         blake3=described.blake3,
         layout=layout_text(described),
-        survives_pools=max(0, described.survives_pools),
-        survives_machines=max(0, described.survives_machines),
+        survives_pools=described.survives_pools,
+        survives_machines=described.survives_machines,
         note="stored by the first attempt, whose answer was lost",
     )
 

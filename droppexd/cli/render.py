@@ -196,8 +196,10 @@ def discard_stdout() -> None:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def losses_text(pools: int, machines: int) -> str:
+def losses_text(pools: int | None, machines: int | None) -> str:
     """Return what may be lost, in words."""
+    if pools is None or machines is None:
+        return "kept in the catalogue alone"
     if pools < 0:
         return "cannot be read now: too many shards are missing"
     if pools == 0:
@@ -211,7 +213,7 @@ def receipt_line(receipt: Receipt) -> str:
     note = f"; {printable(receipt.note)}" if receipt.note else ""
     did = "replaced" if receipt.replaced else "stored"
     losses = losses_text(receipt.survives_pools, receipt.survives_machines)
-    where = f"{receipt.layout}, {losses}" if receipt.size else "kept in the catalogue alone"
+    where = f"{receipt.layout}, {losses}" if receipt.layout else losses
     return (
         f"{did} {printable(receipt.name)}: {size_text(receipt.size)}, {where}, "
         f"version {receipt.version}, blake3 {receipt.blake3.hex()}{note}"
@@ -225,7 +227,7 @@ def receipt_document(receipt: Receipt) -> Document:
         "version": str(receipt.version),
         "size": receipt.size,
         "blake3": receipt.blake3.hex(),
-        "layout": receipt.layout,
+        "layout": receipt.layout or None,
         "survives_pools": receipt.survives_pools,
         "survives_machines": receipt.survives_machines,
         "replaced": receipt.replaced,
@@ -257,8 +259,8 @@ def entry_document(entry: FileEntry) -> Document:
 
 
 def layout_text(described: Described) -> str:
-    """Return the layouts of a file's extents; most files have one."""
-    return ", ".join(dict.fromkeys(str(extent.layout) for extent in described.extents)) or "-"
+    """Return the layouts of a file's extents; most files have one, and empty ones none."""
+    return ", ".join(dict.fromkeys(str(extent.layout) for extent in described.extents))
 
 
 def described_document(described: Described) -> Document:
@@ -271,7 +273,7 @@ def described_document(described: Described) -> Document:
         "created": time_document(described.created_ms),
         "names": described.names,
         "metadata": {pair[0]: pair[1] for pair in described.metadata},
-        "layout": layout_text(described),
+        "layout": layout_text(described) or None,
         "survives_pools": described.survives_pools,
         "survives_machines": described.survives_machines,
         "extents": [_extent_document(extent) for extent in described.extents],
@@ -306,7 +308,7 @@ def described_lines(described: Described, output: Output, *, exact: bool) -> lis
         f"blake3    {described.blake3.hex()}",
         f"stored    {time_text(described.created_ms)}",
         f"names     {described.names}",
-        f"layout    {layout_text(described)}",
+        f"layout    {layout_text(described) or '-'}",
         f"losses    {losses_text(described.survives_pools, described.survives_machines)}",
     ]
     lines += [f"metadata  {printable(key)} = {printable(value)}" for key, value in described.metadata]
@@ -395,6 +397,7 @@ def status_document(reply: Status) -> Document:
         "apps": list(reply.apps),
         "sessions": status.sessions,
         "files": status.files,
+        "empty_files": status.empty_files,
         "size": status.size,
         "extents": status.extents,
         "garbage": status.garbage,
@@ -420,6 +423,10 @@ def status_lines(reply: Status, *, exact: bool) -> list[str]:
         f"files        {count_text(status.files, 'file')}, {size}, {count_text(status.extents, 'extent')}",
     ]
     lines += [f"losses       {_survival_text(count.survives, count.files)}" for count in status.survival]
+    if status.empty_files:
+        lines.append(
+            f"             {count_text(status.empty_files, 'empty file')} kept in the catalogue alone"
+        )
     work = f"{count_text(status.garbage, 'removed extent')} to be cleared away" if status.garbage else "none"
     lines.append(f"work         {work}")
     lines += ["", *pool_lines(status.pools, exact=exact), ""]

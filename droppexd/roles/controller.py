@@ -11,6 +11,7 @@ from functools import partial
 
 import trio
 
+from droppexd.background import open_background
 from droppexd.catalog.catalogue import Catalogue, open_catalogue
 from droppexd.catalog.changes import Expected
 from droppexd.catalog.engine import Engine
@@ -59,6 +60,12 @@ log = logging.getLogger("droppex.controller")
 
 _DRAIN_S = 2.0
 """Seconds that running requests get at the end; a commit's flush takes milliseconds."""
+
+_CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER))
+"""A client talks to apps: an app makes the operation ids, under which outcomes are remembered."""
+
+_MOST_APPS = 256
+"""Addresses that a Status takes."""
 
 Body = Sequence[Frame]
 
@@ -130,6 +137,7 @@ class _Controller:
                 GetStatus: self.get_status,
             },
             quick={Lookup: self.lookup_now},
+            callers=_CALLERS,
         )
 
     def is_at(self, address: str) -> None:
@@ -209,7 +217,7 @@ class _Controller:
         self._check_term()
         number = await self._catalogue.open_session(request.address, request.boot_id)
         self._leases[number] = self._clock.now() + self._settings.session_lease_s
-        log.info("session opened number=%d app=%s", number, request.address)
+        log.info("session opened number=%x app=%s", number, request.address)
         return SessionOpened(
             session=number, lease_ms=int(self._settings.session_lease_s * 1000), map=self._pools.map()
         )
@@ -218,7 +226,7 @@ class _Controller:
         """Renew an app's lease; hand it the map when it has another one."""
         self._check_term()
         if request.session not in self._leases:
-            raise SessionClosed(f"session {request.session} is closed; open another")
+            raise SessionClosed(f"session {request.session:x} is closed; open another")
         self._leases[request.session] = self._clock.now() + self._settings.session_lease_s
         await self._catalogue.raise_floor(request.session, request.floor)
         fresh = request.map_version == self._pools.version
@@ -233,7 +241,7 @@ class _Controller:
     async def _end_session(self, session: int, how: str) -> None:
         self._leases.pop(session, None)
         await self._catalogue.close_session(session)
-        log.info("session %s number=%d", how, session)
+        log.info("session %s number=%x", how, session)
 
     # -- names ---------------------------------------------------------------------------------
 
@@ -322,7 +330,7 @@ class _Controller:
         self._check_term()
         survival = await self._catalogue.survival(self._pools.unreadable())
         pools = self._pools.infos()
-        totals = self._catalogue.totals
+        totals, sessions = self._catalogue.totals, self._catalogue.sessions
         started_s = self._clock.now() - self._started
         return Status(
             status=ClusterStatus(
@@ -337,9 +345,15 @@ class _Controller:
                 controllers=(self._address,),
                 sessions=len(self._leases),
                 warnings=warnings(
-                    pools, survival, started_s=started_s, down_after_s=self._settings.down_after_s
+                    pools,
+                    survival,
+                    full=self._pools.full(),
+                    started_s=started_s,
+                    down_after_s=self._settings.down_after_s,
                 ),
-            )
+                empty_files=totals.empty_files,
+            ),
+            apps=tuple(sorted({sessions[number].address for number in self._leases})[:_MOST_APPS]),
         )
 
     # -- housekeeping --------------------------------------------------------------------------
@@ -356,10 +370,12 @@ class _Controller:
     async def keep_house(self) -> None:
         """Close expired sessions, write floors down, forget outcomes, for ever.
 
-        Raise NotMaster or CatalogError when the catalogue takes no more changes.
+        Raise NotMaster when a later term was seen, and NotMaster or CatalogError when the catalogue takes no
+        more changes.
         """
         while True:
             await trio.sleep(self._settings.housekeeping_s)
+            self._check_term()
             self._catalogue.check()
             now = self._clock.now()
             for number in [number for number, until in self._leases.items() if until < now]:
@@ -396,7 +412,7 @@ async def serve_controller(
         terms = Terms()
         terms.observe(catalogue.term)
         controller = _Controller(catalogue, terms, runtime, settings)
-        async with trio.open_nursery() as nursery:
+        async with open_background() as nursery:
             listener: Listener = await nursery.start(
                 partial(
                     serve,
@@ -412,3 +428,4 @@ async def serve_controller(
             nursery.start_soon(controller.keep_house)
             log.info("master of term %d at %s", catalogue.term, listener.address)
             task_status.started(listener.address)
+            await trio.sleep_forever()

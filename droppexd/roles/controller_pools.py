@@ -13,6 +13,12 @@ _SILENT_HEARTBEATS = 2.5
 _FREE_STEPS = 64
 """Free space matters to the map in steps of 1/64 of a disk."""
 
+_ROOM_BYTES = 64 * 1024 * 1024
+"""Below so much free space (a whole shard at 4+2), or 1/64 of a smaller disk, a pool counts as full.
+
+It is one no more with twice as much, so that it does not come and go with every shard.
+"""
+
 _MAPS_PER_TERM_BITS = 32
 
 
@@ -23,7 +29,8 @@ class SeenPool:
     record: PoolRecord
     heard_at: float | None = None
     """None: not since this master began."""
-    read_only: bool = False
+    failed: bool = False
+    full: bool = False
     capacity: int = 0
     free: int = 0
     shards: int = 0
@@ -36,7 +43,7 @@ class SeenPool:
         """What the master makes of it."""
         if self.down:
             return PoolState.DOWN
-        return PoolState.READ_ONLY if self.read_only else PoolState.UP
+        return PoolState.READ_ONLY if self.failed or self.full else PoolState.UP
 
     def info(self) -> PoolInfo:
         """Return the pool as the map tells of it."""
@@ -59,9 +66,11 @@ class SeenPool:
         """Take down what a pool says of itself."""
         self.heard_at = now
         self.down = False
-        self.read_only = said.read_only
+        self.failed = said.read_only
         self.capacity = said.capacity
         self.free = said.free
+        room = max(1, min(_ROOM_BYTES, said.capacity // _FREE_STEPS))
+        self.full = said.free < (2 * room if self.full else room)
         self.shards = said.shards
 
     def matters(self) -> tuple[object, ...]:
@@ -119,6 +128,10 @@ class PoolTable:
     def unreadable(self) -> frozenset[int]:
         """Return the numbers of the pools that nothing can be read from now."""
         return frozenset(number for number, pool in self._pools.items() if pool.down)
+
+    def full(self) -> frozenset[int]:
+        """Return the numbers of the pools that take no writes for want of room alone."""
+        return frozenset(number for number, pool in self._pools.items() if pool.full and not pool.failed)
 
     def known(self, number: int) -> PoolRecord:
         """Return a pool's record; raise NotFound for a number that was never handed out."""

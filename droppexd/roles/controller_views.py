@@ -1,11 +1,10 @@
 """What the master tells of files and of the cluster: pure functions of records and pools."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from droppexd.catalog.keys import placement_of
 from droppexd.catalog.placements import survives_machines, survives_pools
 from droppexd.model import (
-    MAX_M,
     Extent,
     ExtentPlaces,
     PoolInfo,
@@ -39,8 +38,8 @@ def describe(
         names=version.names,
         metadata=version.metadata,
         extents=_places(extents, pools),
-        survives_pools=min((survives_pools(one, lost) for one in placements), default=MAX_M),
-        survives_machines=min((survives_machines(one, machines, lost) for one in placements), default=MAX_M),
+        survives_pools=min((survives_pools(one, lost) for one in placements), default=None),
+        survives_machines=min((survives_machines(one, machines, lost) for one in placements), default=None),
     )
 
 
@@ -63,11 +62,17 @@ def _place(index: int, pool: PoolInfo | None) -> ShardPlace:
 
 
 def warnings(
-    pools: Sequence[PoolInfo], survival: Sequence[SurvivalCount], *, started_s: float, down_after_s: float
+    pools: Sequence[PoolInfo],
+    survival: Sequence[SurvivalCount],
+    *,
+    full: Collection[int],
+    started_s: float,
+    down_after_s: float,
 ) -> tuple[str, ...]:
     """Return what a person should know of, one sentence each.
 
-    `started_s` is how long this master has been at work.
+    `full` are the pools that are read-only for want of room, `started_s` is how long this master has been at
+    work.
     """
     found: list[str] = []
     down = [pool for pool in pools if pool.state == PoolState.DOWN]
@@ -85,7 +90,8 @@ def warnings(
         found.append("no pool has joined yet")
     found += [f"pool {pool.name} ({pool.machine}) is down" for pool in down]
     found += [
-        f"pool {pool.name} ({pool.machine}) takes no writes: its disk failed or is full"
+        f"pool {pool.name} ({pool.machine}) takes no writes: "
+        + ("its disk is full" if pool.number in full else "its disk failed")
         for pool in pools
         if pool.state == PoolState.READ_ONLY
     ]

@@ -94,6 +94,15 @@ def test_standard_input_and_output(droppex, folder):
     droppex("get", f"{folder}/small", "-", "--json", code=2)
 
 
+def test_an_empty_file_is_kept_in_the_catalogue_alone(droppex, folder):
+    (droppex.folder / "empty").touch()
+    (receipt,) = droppex.json("put", "empty", f"{folder}/")
+    for told in (receipt, droppex.json("stat", f"{folder}/empty")):
+        assert (told["layout"], told["survives_pools"], told["survives_machines"]) == (None, None, None)
+    assert droppex.json("status")["empty_files"] >= 1
+    assert "kept in the catalogue alone" in "".join(droppex.lines("stat", f"{folder}/empty"))
+
+
 def test_a_named_pipe_is_read_to_its_end(droppex, folder):
     os.mkfifo(droppex.folder / "pipe")
     with droppex.start("put", "pipe", f"{folder}/a") as process:

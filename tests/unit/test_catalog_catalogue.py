@@ -1,5 +1,6 @@
 """The catalogue's promises, one by one."""
 
+import copy
 import random
 from contextlib import asynccontextmanager
 
@@ -165,8 +166,17 @@ async def test_what_was_committed_is_found_by_name_and_by_version(app):
 async def test_an_empty_file_has_no_extents(app):
     receipt = await app.put("f/empty", extents=0)
     assert (await app.catalogue.lookup("f/empty")).extents == ()
-    assert receipt.size == 0
+    assert (receipt.size, receipt.layout) == (0, "")
+    assert (receipt.survives_pools, receipt.survives_machines) == (None, None)
     assert app.catalogue.totals == (1, 0, 0, 0, 1)
+    assert await app.catalogue.survival([1, 2, 3]) == ()
+
+
+@story
+async def test_a_repeated_put_of_an_empty_file_gets_the_same_receipt(app):
+    version, extents = app.version(extents=0)
+    commit = (app.operation(), "f/empty", ANYTHING, version, extents)
+    assert await app.catalogue.commit(*commit) == await app.catalogue.commit(*commit)
 
 
 @story
@@ -613,6 +623,56 @@ async def test_orphans_die_with_their_session_or_below_its_durable_floor(app):
     assert await review(1, [high]) == []
     await app.catalogue.close_session(app.session)
     assert await review(1, [high, stranger]) == [high]
+
+
+def test_a_copy_of_the_catalogue_leaves_the_shards_of_later_sessions_alone():
+    async def main():
+        engine = SimulatedEngine(RUNTIME)
+        async with open_app(engine) as app:
+            before = copy.deepcopy(engine.disk)
+            later = await app.catalogue.open_session("tcp://127.0.0.1:1", bytes(16))
+            shards = [Holding(ExtentId(later, counter), 0, 1) for counter in (1, 10**6)]
+        async with open_app(SimulatedEngine(RUNTIME, before)) as app:
+            for _ in range(10):
+                session = await app.catalogue.open_session("tcp://127.0.0.1:1", bytes(16))
+                await app.catalogue.close_session(session)
+            assert later not in app.catalogue.sessions
+            assert await app.catalogue.review(1, shards) == []
+
+    trio.run(main)
+
+
+def test_a_session_never_gets_a_number_that_another_has():
+    class Dice:
+        """Throws each token twice, and zeros at first."""
+
+        def __init__(self):
+            self.throws = [bytes(6), *(bytes([n]) * 6 for n in (200, 100, 3) for _ in range(2))]
+
+        def token(self, size_bytes):
+            return self.throws.pop(0) if size_bytes == 6 else bytes(size_bytes)
+
+    async def main():
+        runtime = Runtime(clock=MockedClock(), entropy=Dice(), run_blocking=None)
+        numbers = []
+
+        async def open_session(catalogue):
+            numbers.append(await catalogue.open_session("tcp://127.0.0.1:1", bytes(16)))
+
+        disk = SimulatedDisk()
+        async with (
+            open_catalogue(SimulatedEngine(runtime, disk), runtime) as catalogue,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(open_session, catalogue)  # Both in one batch.
+            nursery.start_soon(open_session, catalogue)
+        async with open_catalogue(SimulatedEngine(runtime, disk), runtime) as catalogue:
+            await open_session(catalogue)
+            assert set(numbers) == set(catalogue.sessions)
+        assert set(numbers) == {int.from_bytes(bytes([n]) * 6) >> 1 for n in (200, 100, 3)}
+        assert max(numbers) < 2**47
+
+    trio.run(main)
 
 
 @story

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -177,6 +178,7 @@ def test_tables_are_aligned():
         (2, 0, "but of no machine"),
         (0, 0, "no loss"),
         (-1, 0, "cannot be read"),
+        (None, None, "kept in the catalogue alone"),
     ],
 )
 def test_losses_are_told_in_words(pools, machines, words):
@@ -224,6 +226,22 @@ def test_the_receipt():
     ):
         assert part in line
     assert "\n" not in line
+
+
+def test_an_empty_file_is_kept_in_the_catalogue_alone():
+    nothing = {"size": 0, "survives_pools": None, "survives_machines": None}
+    receipt = replace(RECEIPT, layout="", **nothing)
+    described = replace(DESCRIBED, extents=(), **nothing)
+    for document in (receipt_document(receipt), described_document(described)):
+        assert [document[key] for key in ("layout", "survives_pools", "survives_machines")] == [None] * 3
+    words = "kept in the catalogue alone"
+    assert f"0 B, {words}, version" in receipt_line(receipt)
+    lines = described_lines(described, output_to(io.StringIO()), exact=False)
+    assert {"layout    -", f"losses    {words}"} <= set(lines)
+    reply = status(files=2, empty_files=2, survival=())
+    assert f"2 empty files {words}" in "\n".join(status_lines(reply, exact=False))
+    assert status_document(reply)["empty_files"] == 2
+    assert problems(reply.status) == []
 
 
 def test_entries_for_programs():

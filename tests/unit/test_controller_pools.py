@@ -128,6 +128,39 @@ def test_pools_are_down_until_heard_and_again_after_silence():
     assert pools.unreadable() == frozenset()
 
 
+MIB, TIB = 1024**2, 1024**4
+
+
+@pytest.mark.parametrize("capacity", [TIB, 640 * MIB])
+def test_a_pool_without_room_is_read_only_until_there_is_some_again(capacity):
+    room = min(64 * MIB, capacity // 64)
+    pools = table()
+    enter(pools, capacity=capacity, free=room)
+    for free, full in (
+        (room, False),
+        (room - 1, True),
+        (0, True),
+        (2 * room - 1, True),
+        (2 * room, False),
+        (room, False),
+    ):
+        version = pools.version
+        was = state(pools)
+        pools.heartbeat(beat(capacity=capacity, free=free), 1.0)
+        assert state(pools) == (PoolState.READ_ONLY if full else PoolState.UP)
+        assert pools.map().pools[0].writable is not full
+        assert pools.full() == ({1} if full else set())
+        assert (pools.version > version) or state(pools) == was
+    assert pools.unreadable() == frozenset()
+
+
+def test_a_failed_disk_is_not_told_to_be_full():
+    pools = table()
+    enter(pools, free=0, read_only=True)
+    assert state(pools) == PoolState.READ_ONLY
+    assert pools.full() == frozenset()
+
+
 def test_the_map_changes_its_version_only_when_something_matters():
     pools = table()
     before = pools.version

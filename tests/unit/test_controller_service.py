@@ -12,6 +12,7 @@ from droppexd.errors import (
     Conflict,
     InvalidName,
     InvalidRequest,
+    NotAuthorised,
     NotFound,
     NotMaster,
     SessionClosed,
@@ -111,20 +112,19 @@ class World:
         self.pools[welcomed.number] = bytes([boot]) * 16
         return welcomed
 
-    async def beat(self, number):
-        return await self.call(
-            Heartbeat(
-                number=number,
-                boot_id=self.pools[number],
-                capacity=1000,
-                free=900,
-                shards=0,
-                read_only=False,
-            )
-        )
+    async def beat(self, number, **fields):
+        given = {
+            "number": number,
+            "boot_id": self.pools[number],
+            "capacity": 1000,
+            "free": 900,
+            "shards": 0,
+            "read_only": False,
+        }
+        return await self.call(Heartbeat(**(given | fields)))
 
-    async def open(self):
-        opened = await self.call(OpenSession(address="tcp://127.0.0.1:99", boot_id=bytes(16)))
+    async def open(self, address="tcp://127.0.0.1:99"):
+        opened = await self.call(OpenSession(address=address, boot_id=bytes(16)))
         self.session = opened.session
         self.counter = 0
         return opened
@@ -186,6 +186,7 @@ async def controller(disk=None, settings=SETTINGS):
         )
         world = World(connections, terms, address)
         world.engine = engine
+        world.network = network
         yield world
         nursery.cancel_scope.cancel()
 
@@ -268,6 +269,87 @@ async def test_silent_pools_are_down_and_status_tells_what_that_means(world):
 
 
 @story
+async def test_a_file_that_cannot_be_read_is_described_as_such(world):
+    await world.put("f/a")
+    await trio.sleep(12)
+    described = await world.call(Describe(name="f/a"))
+    assert (described.survives_pools, described.survives_machines) == (-1, -1)
+
+
+@story
+async def test_an_empty_file_survives_nothing_and_everything(world):
+    version = Version(id=VersionId(world.session, world.next()), size=0, blake3=bytes(32), extents=())
+    commit = Commit(
+        operation=world.operation(), name="f/empty", condition=ABSENT, version=version, extents=()
+    )
+    receipt = (await world.call(commit)).receipt
+    described = await world.call(Describe(name="f/empty"))
+    assert (receipt.layout, described.extents) == ("", ())
+    for told in (receipt, described):
+        assert (told.survives_pools, told.survives_machines) == (None, None)
+    status = (await world.call(GetStatus())).status
+    assert (status.files, status.empty_files, status.survival) == (1, 1, ())
+    assert status.warnings == ()
+
+
+@story
+async def test_a_full_pool_takes_no_writes_and_still_drops(world):
+    await world.put("f/a")
+    await world.remove("f/a")
+    await trio.sleep(130)
+    await world.beat(1, free=0)
+    await world.beat(2, read_only=True)
+    assert (await world.beat(1, free=0)).review
+    status = (await world.call(GetStatus())).status
+    assert [pool.state for pool in status.pools] == ["read-only", "read-only", "down"]
+    assert status.warnings[-2:] == (
+        "pool pool1 (machine1) takes no writes: its disk is full",
+        "pool pool2 (machine2) takes no writes: its disk failed",
+    )
+
+
+@story
+async def test_status_names_the_apps_with_an_open_session(world):
+    first = world.session
+    await world.open("tcp://127.0.0.1:98")
+    await world.open("tcp://127.0.0.1:98")
+    reply = await world.call(GetStatus())
+    assert reply.apps == ("tcp://127.0.0.1:98", "tcp://127.0.0.1:99")
+    assert reply.status.sessions == 3
+    await world.call(CloseSession(session=first))
+    assert (await world.call(GetStatus())).apps == ("tcp://127.0.0.1:98",)
+
+
+@story
+async def test_a_clients_key_gets_nothing_from_a_controller(world):
+    await world.put("f/a")
+    operation = world.operation()
+    requests = (
+        Ping(),
+        List(),
+        Find(pattern="*"),
+        Describe(name="f/a"),
+        Remove(name="f/a", operation=operation),
+        Rename(source="f/a", target="f/b", operation=operation),
+        GetStatus(),
+    )
+    async with (
+        world.network.transport("client", Role.CLIENT) as transport,
+        open_connections(transport, terms=Terms()) as connections,
+    ):
+        for request in requests:
+            with pytest.raises(NotAuthorised):
+                await connections.call(world.address, request, timeout_s=30)
+    async with (
+        world.network.transport("app", Role.APP) as transport,
+        open_connections(transport, terms=Terms()) as connections,
+    ):
+        for request in requests:
+            if type(request) is not Rename:
+                await connections.call(world.address, request, timeout_s=30)
+
+
+@story
 async def test_the_map_comes_only_when_it_changed(world):
     opened = await world.open()
     kept = KeepSession(session=world.session, floor=1, map_version=opened.map.version)
@@ -343,6 +425,35 @@ async def test_a_controller_that_hears_of_a_later_term_is_no_master_any_more(wor
     with pytest.raises(NotMaster):
         await world.call(Lookup(name="f/a"))
     assert (await world.call(Ping())).term == 1
+
+
+def test_the_role_ends_when_a_later_term_is_seen():
+    async def main():
+        runtime = Runtime(clock=MockedClock(), entropy=SeededEntropy(), run_blocking=run_inline)
+        network = MemoryNetwork(runtime.entropy)
+
+        async def serve(task_status):
+            async with network.transport("controller", Role.CONTROLLER) as transport:
+                with pytest.raises(NotMaster, match="master of term 1; there is a later one"):
+                    await serve_controller(
+                        transport=transport,
+                        address="tcp://127.0.0.1:0",
+                        engine=SimulatedEngine(runtime),
+                        runtime=runtime,
+                        settings=SETTINGS,
+                        task_status=task_status,
+                    )
+
+        async with (
+            network.transport("pool", Role.POOL) as transport,
+            open_connections(transport, terms=Terms(7)) as connections,
+        ):
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    address = await nursery.start(serve)
+                    await connections.call(address, Ping(), timeout_s=30)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_new_master_keeps_pools_and_sessions_and_begins_a_term():

@@ -79,7 +79,9 @@ def test_a_name_that_breaks_a_rule_is_refused_with_the_reason(name, why):
         normal_name(name)
 
 
-@pytest.mark.parametrize("prefix", ["", "a", "a/", "a/b", "a/b/", "a/.hid", "🙂/"])
+@pytest.mark.parametrize(
+    "prefix", ["", "a/.", "a/..", "a/.h", ".", "..x", "a", "a/", "a/b", "a/b/", "a/.hid", "🙂/"]
+)
 def test_a_listing_prefix_may_end_anywhere(prefix):
     assert normal_prefix(prefix) == prefix
 

@@ -62,8 +62,8 @@ class Cluster:
         self.terms = Terms()
         self.address = ""
 
-    async def serve(self, handlers, admissions=None, limits=None):
-        service = Service(handlers, admissions or {})
+    async def serve(self, handlers, admissions=None, limits=None, callers=frozenset(Role)):
+        service = Service(handlers, admissions or {}, callers=callers)
 
         async def start(task_status):
             await serve(self.a, ANY_PORT, service, terms=self.terms, limits=limits, task_status=task_status)
@@ -203,6 +203,21 @@ def test_a_role_may_send_only_its_requests():
         assert (await cluster.call(Ping()))[0] == PONG
 
     run(scenario, role=Role.CLIENT)
+
+
+def test_a_service_may_leave_out_roles_that_the_table_allows():
+    async def allowed(cluster):
+        await cluster.serve({Ping: pong}, callers=frozenset((Role.APP, Role.POOL)))
+        assert (await cluster.call(Ping()))[0] == PONG
+
+    async def refused(cluster):
+        await cluster.serve({Ping: pong}, callers=frozenset((Role.APP, Role.POOL)))
+        with pytest.raises(NotAuthorised, match="client may not send Ping here"):
+            await cluster.call(Ping())
+
+    run(allowed, role=Role.POOL)
+    run(allowed, role=None)  # Where there are no keys.
+    run(refused, role=Role.CLIENT)
 
 
 def test_every_role_is_held_to_the_table():
