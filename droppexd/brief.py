@@ -14,8 +14,10 @@ Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 BRIEF_S = 0.001
-"""A call that takes longer than this held the event loop up for too long,"""
-SLOW_S = 0.25
+"""A call that takes longer than this holds the event loop up for too long;"""
+STRIKES = 3
+"""so many of them in a row are the disk's doing, and not that of a busy processor,"""
+SLOW_S = 1.0
 """and for so long the calls go through threads again."""
 
 
@@ -25,6 +27,7 @@ class BriefWork:
     def __init__(self, runtime: Runtime) -> None:
         self._clock = runtime.clock
         self._run_blocking = runtime.run_blocking
+        self._strikes = 0
         self._slow_until = 0.0
 
     @property
@@ -39,7 +42,9 @@ class BriefWork:
             return function(*args)
         finally:
             ended = self._clock.now()
-            if ended - began > BRIEF_S:
+            self._strikes = self._strikes + 1 if ended - began > BRIEF_S else 0
+            if self._strikes == STRIKES:
+                self._strikes = 0
                 self._slow_until = ended + SLOW_S
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -102,7 +102,8 @@ def _register(cls: type) -> None:
     packs = tuple(_field_packer(hints[name]) for name in names)
     unpacks = tuple(_field_unpacker(hints[name], f"{cls.__name__}.{name}") for name in names)
     _PACKERS[cls] = _compile_packer(names, packs)
-    _UNPACKERS[cls] = _compile_unpacker(cls, names, unpacks, required)
+    careful = _careful_unpacker(cls, names, unpacks, required)
+    _UNPACKERS[cls] = _compile_unpacker(cls, names, tuple(hints[name] for name in names), unpacks, careful)
 
 
 def _compile_packer(names: tuple[str, ...], packs: tuple[_Pack | None, ...]) -> _Pack:
@@ -118,6 +119,46 @@ def _compile_packer(names: tuple[str, ...], packs: tuple[_Pack | None, ...]) -> 
 
 
 def _compile_unpacker(
+    cls: type, names: tuple[str, ...], hints: tuple[Any, ...], unpacks: tuple[_Unpack, ...], careful: _Unpack
+) -> _Unpack:
+    """Write the unpacker as source: one pass over a list of the usual length whose plain fields fit.
+
+    Whatever is unusual goes to the careful one, which knows defaults and words for what is wrong.
+    """
+    checks = ["type(raw) is list", f"len(raw) == {len(names)}"]
+    items = []
+    scope: dict[str, Any] = {"cls": cls, "careful": careful}
+    for at, (name, hint, unpack_field) in enumerate(zip(names, hints, unpacks, strict=True)):
+        check = _plain_check(f"raw[{at}]", hint)
+        if check:
+            checks.append(check)
+        else:
+            scope[f"unpack_{name}"] = unpack_field
+        items.append(f"{name}=raw[{at}]" if check else f"{name}=unpack_{name}(raw[{at}])")
+    source = (
+        f"def unpacker(raw):\n    if {' and '.join(checks)}:\n"
+        f"        return cls({', '.join(items)})\n    return careful(raw)"
+    )
+    exec(source, scope)
+    unpacker: _Unpack = scope["unpacker"]
+    return unpacker
+
+
+def _plain_check(item: str, hint: Any) -> str:
+    """Return the condition under which a plain field is taken as it is; empty for all other fields."""
+    inner, bounds = _split(hint)
+    if inner is bool:
+        return f"type({item}) is bool"
+    if inner is int:
+        low, high = dataclasses.astuple(bounds or _INT_BOUNDS)
+        return f"type({item}) is int and {low} <= {item} <= {high}"
+    if inner is str or inner is bytes:
+        low, high = dataclasses.astuple(bounds or (_TEXT_BOUNDS if inner is str else _BYTES_BOUNDS))
+        return f"type({item}) is {inner.__name__} and {low} <= len({item}) <= {high}"
+    return ""
+
+
+def _careful_unpacker(
     cls: type, names: tuple[str, ...], unpacks: tuple[_Unpack, ...], required: int
 ) -> _Unpack:
     most = len(names) + MAX_EXTRA_FIELDS

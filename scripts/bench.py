@@ -147,7 +147,7 @@ class Cluster:
         return {role: sum(usage_of(pid)[0] for pid in pids) for role, pids in self.pids().items()}
 
     def wait_until_dropped(self, before: int) -> None:
-        """Wait until deleted shards have left the disks, so that one round does not fill them for the next."""
+        """Wait until deleted shards have left the disks, so that rounds do not add up."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.on_disk() > before + 64 * MIB:
             time.sleep(0.1)

@@ -240,6 +240,19 @@ def test_late_reads_have_a_budget_and_waiting_is_right_when_it_is_spent(play):
     scene(play, body)
 
 
+def test_a_pool_that_hangs_while_others_answer_is_read_around_even_when_the_budget_is_spent(play):
+    async def body(one):
+        await one.read()
+        while one.reader._pace.take_extra():
+            pass
+        one.pools[2].late_s = 15.0
+        before = trio.current_time()
+        assert (await one.read(parts=1))[1] == 1
+        assert trio.current_time() - before < 5
+
+    scene(play, body)
+
+
 def test_too_many_lost_pools_are_named_with_what_is_wrong(play):
     async def body(one):
         one.found = one.placed_on(1, MISSING, 3, 99, 5)
