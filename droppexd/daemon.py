@@ -204,9 +204,9 @@ class _Process:
 
         serve = {Role.CONTROLLER: self._controller, Role.POOL: self._pool, Role.APP: self._app}[role]
         try:
-            with running.scope:
-                # A transport for each role: a key proves one role only.
-                async with open_zeromq_transport(keys=self._keys.get(role)) as transport:
+            # A transport for each role: a key proves one role only. It works until its role has ended.
+            async with open_zeromq_transport(keys=self._keys.get(role)) as transport:
+                with running.scope:
                     await serve(transport, started)
         finally:
             running.ended.set()
