@@ -110,12 +110,8 @@ class Cluster:
     """A dev cluster and one client process that uses the client library."""
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
-        environment = dict(os.environ, DROPPEX_DELETE_GRACE="1s")
-        self._dev = stack.enter_context(
-            process(
-                "-m", "droppexd", "dev", "--pools", str(POOLS), "--data", str(folder / "dev"), env=environment
-            )
-        )
+        command = ["-m", "droppexd", "dev", "--pools", str(POOLS), "--data", str(folder / "dev")]
+        self._dev = stack.enter_context(process(*command, "--delete-grace", "1s"))
         report = folder / "dev" / "dev.json"
         while not report.exists():
             if self._dev.poll() is not None:
@@ -148,8 +144,10 @@ class Cluster:
 
     def wait_until_dropped(self, before: int) -> None:
         """Wait until deleted shards have left the disks, so that rounds do not add up."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and self.on_disk() > before + 64 * MIB:
+        deadline = time.monotonic() + 60
+        while self.on_disk() > before + 64 * MIB:
+            if time.monotonic() > deadline:
+                raise SystemExit("deleted shards have not left the disks within a minute")
             time.sleep(0.1)
 
     def on_disk(self) -> int:

@@ -160,6 +160,10 @@ def dev(
         ),
     ] = None,
     layout: Annotated[str, typer.Option("--layout", metavar="K+M", help=OPTIONS["layout"].help)] = "auto",
+    delete_grace: Annotated[
+        str,
+        typer.Option("--delete-grace", metavar="DURATION", help=OPTIONS["controller_delete_grace"].help),
+    ] = "60s",
     log_level: Annotated[
         str, typer.Option("--log-level", metavar="LEVEL", help=OPTIONS["log_level"].help)
     ] = "info",
@@ -176,7 +180,9 @@ def dev(
     from droppexd.cli.daemon_dev import run_dev
 
     try:
-        code = run_dev(pools=pools, folder=data, layout=layout, log_level=log_level)
+        code = run_dev(
+            pools=pools, folder=data, layout=layout, delete_grace=delete_grace, log_level=log_level
+        )
     except (DroppexError, OSError, ExceptionGroup) as error:
         code = fail(error)
     raise typer.Exit(code)

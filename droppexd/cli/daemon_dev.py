@@ -14,7 +14,7 @@ import trio
 
 import droppexd
 from droppexd.cli.daemon_table import print_processes
-from droppexd.config import OPTIONS, parse_layout, variable_of
+from droppexd.config import OPTIONS, parse_duration, parse_layout, variable_of
 from droppexd.errors import ConfigError, DroppexError, IdentityError, PeerError, StoreError
 from droppexd.model import PoolState, Role
 
@@ -39,7 +39,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     return Path(base) / "droppex" / "dev"
 
 
-def run_dev(*, pools: int, folder: Path | None, layout: str, log_level: str) -> int:
+def run_dev(*, pools: int, folder: Path | None, layout: str, delete_grace: str, log_level: str) -> int:
     """Run a cluster until a signal; return the exit code. Must be called in the main thread."""
     folder = (folder or default_folder(os.environ)).expanduser().absolute()
     try:
@@ -47,13 +47,17 @@ def run_dev(*, pools: int, folder: Path | None, layout: str, log_level: str) -> 
     except ValueError as error:
         raise ConfigError([f"--layout: {error}"]) from None
     try:
+        parse_duration(delete_grace)
+    except ValueError as error:
+        raise ConfigError([f"--delete-grace: {error}"]) from None
+    try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
     with _locked(folder):
         (folder / "dev.json").unlink(missing_ok=True)
         cluster = _Cluster(folder, ["--log-level", log_level])
-        return trio.run(_run, cluster, pools, layout)
+        return trio.run(_run, cluster, pools, layout, delete_grace)
 
 
 @contextmanager
@@ -66,14 +70,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-async def _run(cluster: "_Cluster", pools: int, layout: str) -> int:
+async def _run(cluster: "_Cluster", pools: int, layout: str, delete_grace: str) -> int:
     code = 0
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             try:
                 with _start_deadline():
-                    await cluster.start(pools, layout)
+                    await cluster.start(pools, layout, delete_grace)
                     await cluster.wait_until_it_answers(pools)
                 cluster.write_files()
                 cluster.show()
@@ -135,12 +139,14 @@ class _Cluster:
         self._options = tuple(options)
         self._children: list[_Child] = []
 
-    async def start(self, pools: int, layout: str) -> None:
+    async def start(self, pools: int, layout: str, delete_grace: str) -> None:
         """Start the processes; return when each of them serves.
 
         The app comes last, so that it knows all pools from its first moment.
         """
-        controller = await self._start_child(Role.CONTROLLER, "controller", [])
+        controller = await self._start_child(
+            Role.CONTROLLER, "controller", ["--controller-delete-grace", delete_grace]
+        )
         seeds = ["--controller", controller.address]
         async with trio.open_nursery() as nursery:
             for number in range(1, pools + 1):
