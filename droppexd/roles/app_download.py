@@ -281,7 +281,7 @@ class _Fetch:
 
     def _begin(self, index: int) -> Pending[Piece] | None:
         """Send the request for one piece, or note why that is not possible."""
-        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunk, length=self._size)
+        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunk)
         try:
             return self._connections.begin(self._pools[index].address, request, timeout_s=PIECE_S)
         except PeerError as error:

@@ -21,6 +21,10 @@ class Turns:
                 self._waiting.pop(number, None)
         self.check()
 
+    def due(self, number: int) -> bool:
+        """Whether it is this number's turn, in an order that is not broken."""
+        return number == self._next and self._broken is None
+
     def check(self) -> None:
         """Raise the reason when the order was broken."""
         if self._broken is not None:

@@ -54,9 +54,6 @@ _MOST_DOUBTFUL = 4096
 _DOUBTFUL_TRIES = 30
 """Heartbeats after which such a shard is left to the look through everything."""
 
-_QUICK_READ_SIZE = 32 * 1024
-"""Pieces up to here are served without a task, while the disk answers at once."""
-
 _DRAIN_S = 3.0
 """Requests that run when the pool is told to stop get this long."""
 
@@ -106,7 +103,7 @@ class _Pool:
                 ReadPiece: self.read_piece,
             },
             admissions={WritePiece: self.admit_piece},
-            quick={WritePiece: self.write_small, ReadPiece: self.read_small},
+            quick={WritePiece: self.write_now, ReadPiece: self.read_now},
         )
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
@@ -117,10 +114,17 @@ class _Pool:
         """Number the pieces of a shard in the order in which they arrive."""
         return self._streams.admit(request, body)
 
-    def write_small(self, call: Call, request: WritePiece, body: Sequence[Frame], respond: Respond) -> bool:
-        """Take a whole small shard; it is answered when the commit that it joins is flushed."""
-        if call.ticket is not None:
-            return False
+    def write_now(self, call: Call, request: WritePiece, body: Sequence[Frame], respond: Respond) -> bool:
+        """Take a piece that the disk takes at once, or a whole small shard.
+
+        The latter is answered when the commit that it joins is flushed.
+        """
+        stream = call.ticket
+        if isinstance(stream, ShardStream):
+            if not self._streams.write_now(stream, request, body):
+                return False
+            respond(PieceWritten(boot_id=self._boot_id, credit=CREDIT))
+            return True
         piece = bytes(body[0])
         verify_piece(request, piece)
 
@@ -153,9 +157,9 @@ class _Pool:
         self._streams.keep(request.extent, request.index)
         return Done()
 
-    def read_small(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
-        """Serve a small piece at once, while the disk answers at once."""
-        if request.length > _QUICK_READ_SIZE or not self._reads.brief:
+    def read_now(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
+        """Serve a piece without a task, while the disk answers at once."""
+        if not self._reads.brief:
             return False
         piece, checksum = self._reads.now(self._store.read, request.extent, request.index, request.chunk)
         respond((Piece(checksum=checksum), (piece,)))

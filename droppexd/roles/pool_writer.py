@@ -109,6 +109,15 @@ class ShardStream:
         self._turns.pass_on()
         return generation
 
+    def due(self, chunk: int) -> bool:
+        """Whether all pieces before this one are written."""
+        return self._turns.due(chunk)
+
+    def write_now(self, request: WritePiece, piece: Frame) -> None:
+        """Verify and write the piece that is due; it is not the last. Blocking."""
+        self._write(request, piece)
+        self._turns.pass_on()
+
     def _write(self, request: WritePiece, piece: Frame) -> int:
         verify_piece(request, piece)
         with self._lock:
@@ -167,6 +176,7 @@ class ShardStreams:
     def __init__(self, store: ShardStore, runtime: Runtime) -> None:
         self._store = store
         self._runtime = runtime
+        self._writes = BriefWork(runtime)
         self._streams: dict[Key, ShardStream] = {}
         self._failures: dict[Key, StoreError] = {}
 
@@ -194,6 +204,25 @@ class ShardStreams:
             )
         stream.admit(request)
         return stream
+
+    def write_now(self, stream: ShardStream, request: WritePiece, body: Sequence[Frame]) -> bool:
+        """Write an admitted piece at once, if it is due and the disk takes it at once; return whether it did.
+
+        The last piece of a shard brings its flush, which is for a thread.
+        """
+        if request.last or len(body) != 1 or not (self._writes.brief and stream.due(request.chunk)):
+            return False
+        try:
+            self._writes.now(stream.write_now, request, body[0])
+        except DroppexError as error:
+            stream.break_off(error)
+            stream.abort()
+            self._forget(request.extent, request.index, stream)
+            raise
+        finally:
+            stream.unanswered -= 1
+            stream.heard = self._runtime.clock.now()
+        return True
 
     async def write(self, stream: ShardStream, request: WritePiece, body: Sequence[Frame]) -> int:
         """Write one admitted piece; a shard with a failed piece is forgotten whole."""

@@ -642,9 +642,8 @@ class Piece(Reply):
 
 @message(93, reply=Piece, callers=_PEERS)
 class ReadPiece(Request[Piece]):
-    """Read one piece of a shard, which the reader expects to have `length` bytes."""
+    """Read one piece of a shard."""
 
     extent: ExtentId
     index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
     chunk: Annotated[int, Bounds(0, EXTENT_CHUNKS - 1)]
-    length: Annotated[int, Bounds(0, CHUNK_SIZE)] = CHUNK_SIZE
