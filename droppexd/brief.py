@@ -44,7 +44,7 @@ class BriefWork:
             ended = self._clock.now()
             self._strikes = self._strikes + 1 if ended - began > BRIEF_S else 0
             if self._strikes == STRIKES:
-                self._strikes = 0
+                self._strikes = STRIKES - 1  # One more is enough to go back to threads.
                 self._slow_until = ended + SLOW_S
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from droppexd.background import open_background
-from droppexd.errors import DroppexError
+from droppexd.errors import DroppexError, InvalidRequest
 from droppexd.wire.messages import KeepStream
 from droppexd.wire.rpc import Connections
 
@@ -27,5 +27,7 @@ async def _keep(connections: Connections, address: str, request: KeepStream) -> 
         await trio.sleep(KEEP_S)
         try:
             await connections.call(address, request, timeout_s=KEEP_S)
-        except DroppexError:
+        except InvalidRequest:
             return  # The transfer is over, and whoever works on it hears so from the app.
+        except DroppexError:
+            continue  # The app is busy, or gone: then whoever works on the transfer hears so.

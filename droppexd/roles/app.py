@@ -143,6 +143,13 @@ class _Streams(Generic[S]):
             stream.resources.close()
         return stream
 
+    def remove_all(self) -> list[_Stream[S]]:
+        """Forget all streams, and return what was under way."""
+        streams = list(self._streams.values())
+        for number in list(self._streams):
+            self.remove(number)
+        return streams
+
     def silent(self, since: float) -> list[int]:
         """Return the streams that nobody has used since then."""
         return [
@@ -435,6 +442,12 @@ class _App:
 
     # -- housekeeping --------------------------------------------------------------------------
 
+    async def give_up_puts(self) -> None:
+        """Tell the pools, in bounded time, that the puts that are still open come to nothing."""
+        async with trio.open_nursery() as nursery:
+            for stream in self._puts.remove_all():
+                nursery.start_soon(stream.work.abort)
+
     async def reap(self) -> None:
         """Forget transfers whose clients have gone, for ever."""
         idle_s = self._settings.idle_s
@@ -477,6 +490,7 @@ async def serve_app(
                     helpers.start_soon(app.reap)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()
+        await app.give_up_puts()
         await registration.close()
 
 
@@ -488,5 +502,5 @@ async def _serve(
     )
 
 
-_DRAIN_S = 3.0
+_DRAIN_S = 2.0
 """Transfers that run when the app is told to stop get this long."""

@@ -17,6 +17,7 @@ from droppexd.errors import (
     IntegrityError,
     InvalidRequest,
     NotEnoughShards,
+    PeerBusy,
     PeerError,
     RemoteProtocolError,
 )
@@ -95,7 +96,7 @@ class Wanted:
 class _Target:
     """One shard of the extent that is being sent, and the pool that gets it."""
 
-    __slots__ = ("address", "boot_id", "failure", "heard", "index", "pool")
+    __slots__ = ("address", "boot_id", "busy", "failure", "heard", "index", "pool")
 
     def __init__(self, index: int, pool: int, address: str) -> None:
         self.index = index
@@ -103,6 +104,8 @@ class _Target:
         self.address = address
         self.boot_id = b""
         self.failure = ""
+        self.busy = False
+        """Whether it failed for having too much to do, which says nothing against the pool."""
         self.heard = 0.0
         """When the pool last took a connection or a piece."""
 
@@ -278,7 +281,8 @@ class Upload:
             )
             if spare is None:
                 return False
-            target.pool, target.address, target.failure = spare, self._address(spare), ""
+            target.pool, target.address = spare, self._address(spare)
+            target.failure, target.busy = "", False
             await self._connect_one(target)
             if not target.failure:
                 return True
@@ -303,6 +307,7 @@ class Upload:
             pending = self._outlets.connections.begin(target.address, request, (piece,), timeout_s=PIECE_S)
         except PeerError as error:
             target.failure = str(error)
+            target.busy = isinstance(error, PeerBusy)
         else:
             sent.pending[target.index] = pending
 
@@ -342,8 +347,9 @@ class Upload:
                     pending.abandon()
                     raise PeerError(f"no progress for {STALL_S:g} s while other pools made some")
             except DroppexError as error:
-                # The first failure is the reason; those behind it only follow from it.
-                target.failure = target.failure or f"{target.address}: {error}"
+                if not target.failure:  # The first is the reason; those behind it only follow from it.
+                    target.failure = f"{target.address}: {error}"
+                    target.busy = isinstance(error, PeerBusy)
             else:
                 self._note_written(target, reply)
                 if sent.progress_at is None:
@@ -372,7 +378,8 @@ class Upload:
             "shard given up extent=%s shard=%d pool=%d: %s", extent.id, target.index, target.pool, why
         )
         self._avoid.add(target.pool)
-        self._outlets.suspects.add(target.pool)
+        if not target.busy:
+            self._outlets.suspects.add(target.pool)
         target.failure = why
         target.pool = MISSING
 

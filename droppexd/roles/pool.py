@@ -54,7 +54,7 @@ _MOST_DOUBTFUL = 4096
 _DOUBTFUL_TRIES = 30
 """Heartbeats after which such a shard is left to the look through everything."""
 
-_DRAIN_S = 3.0
+_DRAIN_S = 2.0
 """Requests that run when the pool is told to stop get this long."""
 
 

@@ -216,6 +216,8 @@ class ShardStreams:
             self._writes.now(stream.write_now, request, body[0])
         except DroppexError as error:
             stream.break_off(error)
+            if isinstance(error, StoreError):
+                self._note_failure((request.extent, request.index), error)
             stream.abort()
             self._forget(request.extent, request.index, stream)
             raise

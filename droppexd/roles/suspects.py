@@ -3,7 +3,7 @@
 from droppexd.runtime import Clock
 
 SUSPECT_S = 5.0
-"""How long a pool that was too late or unreachable is asked last, and given no new shards."""
+"""How long: until then the master has noticed, or it was a passing matter."""
 
 
 class Suspects:

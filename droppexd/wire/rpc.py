@@ -48,6 +48,9 @@ COMPLAINT_WINDOW_S = 10.0
 MOST_STALE_TIMERS = 1024
 """Timers of finished requests that are kept before the heap is cleared of them."""
 
+LEAVE_S = 0.1
+"""What the last replies get to leave in, before a listener that stops is closed and drops them."""
+
 Answer = Reply | tuple[Reply, Sequence[Frame]]
 """What a handler returns: a reply, or a reply with body frames."""
 
@@ -173,6 +176,8 @@ async def serve(
             async with trio.open_nursery() as handlers:
                 task_status.started(handlers)
                 await stopped.wait()
+                if await server.idle():
+                    await trio.sleep(LEAVE_S)
 
     try:
         async with trio.open_nursery() as nursery:
@@ -204,6 +209,7 @@ class _Server:
         self._outstanding = 0
         self._outstanding_by_route: dict[bytes, int] = {}
         self._complaints = _Complaints()
+        self._last_answered: trio.Event | None = None
 
     def start(self, listener: Listener, nursery: trio.Nursery) -> None:
         self._listener = listener
@@ -211,6 +217,14 @@ class _Server:
 
     def stop(self) -> None:
         self._nursery = None
+
+    async def idle(self) -> bool:
+        """Return once nothing is outstanding, and whether anything was. Nothing may come in any more."""
+        if not self._outstanding:
+            return False
+        self._last_answered = trio.Event()
+        await self._last_answered.wait()
+        return True
 
     def receive(self, peer: Peer, frames: Sequence[Frame]) -> None:
         """Start the handler of a request, or say why not."""
@@ -246,14 +260,21 @@ class _Server:
         body: Sequence[Frame],
     ) -> bool:
         """Offer a request to its quick handler, and return whether that has taken it."""
+        answered = False
 
         def respond(answer: Answer | DroppexError) -> None:
+            nonlocal answered
+            if answered:
+                raise LocalProtocolError(f"{type(request).__name__} was answered twice")
+            answered = True
             self._release(call.peer.route)
             self._answer(call.peer, request, request_id, answer)
 
         try:
             return quick(call, request, body, respond)
         except DroppexError as error:
+            if answered:
+                raise
             respond(error)
             return True
 
@@ -319,6 +340,8 @@ class _Server:
             self._outstanding_by_route[route] = left
         else:
             del self._outstanding_by_route[route]
+        if not self._outstanding and self._last_answered is not None:
+            self._last_answered.set()
 
     def _reply(self, peer: Peer, request_id: int, reply: Reply, body: Sequence[Frame] = ()) -> None:
         """Send a reply. One that cannot be sent is dropped: its caller has a deadline."""

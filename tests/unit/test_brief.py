@@ -56,6 +56,15 @@ def test_work_that_takes_long_again_and_again_goes_to_a_thread_for_a_while():
     assert machine.threads == 1
 
 
+def test_a_disk_that_stays_slow_holds_the_loop_up_once_a_while():
+    machine = Machine()
+    for _ in range(STRIKES):
+        machine.run(2 * BRIEF_S)
+    machine.take(SLOW_S)
+    machine.run(2 * BRIEF_S)
+    assert not machine.work.brief
+
+
 def test_work_that_fails_late_counts_as_slow_too():
     machine = Machine()
 

@@ -62,8 +62,8 @@ class Cluster:
         self.terms = Terms()
         self.address = ""
 
-    async def serve(self, handlers, admissions=None, limits=None, callers=frozenset(Role)):
-        service = Service(handlers, admissions or {}, callers=callers)
+    async def serve(self, handlers, admissions=None, limits=None, callers=frozenset(Role), quick=None):
+        service = Service(handlers, admissions or {}, quick or {}, callers=callers)
 
         async def start(task_status):
             await serve(self.a, ANY_PORT, service, terms=self.terms, limits=limits, task_status=task_status)
@@ -755,5 +755,91 @@ def test_connections_end_with_their_block():
         with pytest.raises(PeerError):
             await connections.call(cluster.address, Ping(), timeout_s=1)
         await wait_all_tasks_blocked()
+
+    run(scenario)
+
+
+def test_a_quick_handler_answers_without_a_task():
+    async def scenario(cluster):
+        def at_once(call, request, body, respond):
+            respond(PONG)
+            return True
+
+        await cluster.serve({Ping: never}, quick={Ping: at_once})
+        assert (await cluster.call(Ping()))[0] == PONG
+
+    run(scenario)
+
+
+def test_a_quick_handler_leaves_what_it_does_not_take_and_reports_what_it_raises():
+    async def scenario(cluster):
+        async def slowly(call, request, body):
+            return Done()
+
+        def choosy(call, request, body, respond):
+            if request.stream == 0:
+                raise NotFound("no such stream")
+            return False
+
+        await cluster.serve({GetClose: slowly}, quick={GetClose: choosy})
+        assert (await cluster.call(GetClose(stream=1)))[0] == Done()
+        with pytest.raises(NotFound, match="no such stream"):
+            await cluster.call(GetClose(stream=0))
+
+    run(scenario)
+
+
+def test_what_a_quick_handler_has_taken_counts_as_outstanding_until_it_is_answered():
+    async def scenario(cluster):
+        taken = []
+
+        def later(call, request, body, respond):
+            taken.append(respond)
+            return True
+
+        await cluster.serve({Ping: never}, limits=Limits(outstanding=2), quick={Ping: later})
+        await cluster.connect()
+        waiting = [cluster.begin(Ping()) for _ in range(2)]
+        with pytest.raises(PeerBusy):
+            await cluster.call(Ping())
+        for respond in taken:
+            respond(PONG)
+        assert [(await pending.answer())[0] for pending in waiting] == [PONG, PONG]
+        with pytest.raises(LocalProtocolError, match="twice"):
+            taken[0](PONG)
+
+    run(scenario)
+
+
+def test_stopping_waits_for_what_a_quick_handler_has_taken():
+    async def scenario(cluster):
+        taken = []
+
+        def later(call, request, body, respond):
+            taken.append(respond)
+            return True
+
+        async def answer_in_a_while():
+            await trio.sleep(3)
+            taken[0](PONG)
+
+        async with trio.open_nursery() as nursery:
+
+            async def start(task_status):
+                service = Service({Ping: never}, quick={Ping: later})
+                limits = Limits(drain_s=5)
+                await serve(
+                    cluster.a, ANY_PORT, service, terms=Terms(), limits=limits, task_status=task_status
+                )
+
+            address = (await nursery.start(start)).address
+            await cluster.connections.connect(address, timeout_s=1)
+            pending = cluster.connections.begin(address, Ping(), timeout_s=90)
+            await trio.sleep(1)
+            cluster.nursery.start_soon(answer_in_a_while)
+            began = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert 3 <= trio.current_time() - began < 5  # The mock clock's seconds: answered, not given up.
+        assert (await pending.answer())[0] == PONG
 
     run(scenario)
