@@ -194,16 +194,6 @@ def make_file(path: Path, size: int) -> None:
             target.write(number.to_bytes(8) + block[8:])
 
 
-def warm_up(folder: Path, size: int) -> None:
-    """Touch as much memory or disk as the rounds will use: a virtual machine's first touch of it is slow."""
-    scratch = folder / "scratch"
-    block = os.urandom(MIB)
-    with scratch.open("wb") as target:
-        for _ in range(size // MIB):
-            target.write(block)
-    scratch.unlink()
-
-
 class Bench:
     """The measurements."""
 
@@ -254,7 +244,6 @@ class Bench:
     def large(self) -> None:
         """Put and get 1 GiB, as one file and as four at once."""
         size = self._options.size * MIB
-        warm_up(self._folder, 6 * size)
         whole = self._folder / "whole"
         make_file(whole, size)
         parts = [self._folder / f"part-{n}" for n in range(4)]
