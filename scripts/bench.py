@@ -255,8 +255,24 @@ class Bench:
         empty = cluster.on_disk()
         cpu: dict[str, dict[str, float]] = {}
 
+        stored: list[Path] = []
+
+        def clear() -> None:
+            """Drop what the round before stored, right before the next needs the room.
+
+            Memory that lies free for seconds goes back from a virtual machine to its host, and its next
+            touch is slow; so files are also overwritten, and not removed.
+            """
+            if stored:
+                cluster.run("remove", paths=[str(path) for path in stored])
+                cluster.wait_until_dropped(empty)
+                stored.clear()
+
         def measured(what: str, do: str, paths: list[Path]) -> Callable[[], float]:
             def measure() -> float:
+                if do == "put":
+                    clear()
+                    stored.extend(paths)
                 before = cluster.cpu()
                 seconds = cluster.run(do, paths=[str(path) for path in paths])
                 after = cluster.cpu()
@@ -266,24 +282,11 @@ class Bench:
             return measure
 
         def floor_put() -> float:
+            floor.run("drop")
             return floor.run("put", whole, size // CHUNK)
 
         def floor_get() -> float:
-            seconds = floor.run("get", out / "floor", size // CHUNK)
-            (out / "floor").unlink()
-            floor.run("drop")
-            return seconds
-
-        def clear(paths: list[Path]) -> Callable[[], float]:
-            def measure() -> float:
-                started = time.perf_counter()
-                cluster.run("remove", paths=[str(path) for path in paths])
-                for path in paths:
-                    (out / path.name).unlink()
-                cluster.wait_until_dropped(empty)
-                return time.perf_counter() - started
-
-            return measure
+            return floor.run("get", out / "floor", size // CHUNK)
 
         got = [out / part.name for part in parts]
         seconds = self.rounds(
@@ -291,11 +294,11 @@ class Bench:
             ("put", measured("put", "put", [whole])),
             ("floor get", floor_get),
             ("get", measured("get", "get", [out / whole.name])),
-            ("clear", clear([whole])),
             ("put 4", measured("put 4", "put", parts)),
             ("get 4", measured("get 4", "get", got)),
-            ("clear 4", clear(parts)),
         )
+        clear()
+        floor.run("drop")
         rate = {name: size / MB / value for name, value in seconds.items()}
         label = f"{self._options.size} MiB"
         quarter = f"4 x {self._options.size // 4} MiB at once"
