@@ -144,10 +144,9 @@ def parse_layout(value: object) -> Layout | None:
         raise TypeError(f"{value!r} is neither auto nor K+M in quotes")
     try:
         layout = Layout.parse(value)
+        layout.check_survives()
     except InvalidRequest as error:
         raise ValueError(str(error)) from None
-    if layout.m == 0 and layout.k > 1:
-        raise ValueError(f"layout {layout} would survive no loss at all: M must be at least 1")
     return layout
 
 

@@ -111,6 +111,11 @@ class Layout(NamedTuple):
         """Shards that must be flushed for an acknowledged write to survive one more loss."""
         return self.k + 1 if self.m else self.k
 
+    def check_survives(self) -> None:
+        """Raise InvalidRequest for a layout that survives no loss; 1+0, for a lone pool, may be asked for."""
+        if self.m == 0 and self.k > 1:
+            raise InvalidRequest(f"layout {self} would survive no loss at all: M must be at least 1")
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the layout written as `4+2`."""

@@ -209,6 +209,7 @@ def _checked_extent(extent: Extent, state: State) -> Extent:
     _checked_pools(extent, extent.pools, state)
     pools = tuple([MISSING if pool != MISSING and state.gone(pool) else pool for pool in extent.pools])
     present = len(pools) - pools.count(MISSING)
+    extent.layout.check_survives()
     if present < extent.layout.least:
         missing = [f"extent {extent.id} shard {index}" for index, pool in enumerate(pools) if pool == MISSING]
         raise NotEnoughShards(

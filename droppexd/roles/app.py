@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import trio
-from blake3 import blake3
 
 from droppexd.background import stopping_in_order
-from droppexd.errors import Conflict, IntegrityError, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
+from droppexd.errors import Conflict, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_session import Registration
@@ -230,8 +229,6 @@ class _App:
             metadata=request.metadata,
             size=len(data),
         )
-        if blake3(data).digest() != request.blake3:
-            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
         await self._begin_small()
         try:
             with self._registration.session.work() as ids:

@@ -158,6 +158,8 @@ class Upload:
 
     def _choose_layout(self) -> Layout:
         wanted = self._wanted
+        if wanted.layout is not None:
+            wanted.layout.check_survives()
         layout = self._view.layout(wanted.layout or self._outlets.layout)
         if wanted.layout is None and wanted.size is not None and wanted.size <= SMALL_SIZE:
             layout = small_layout(layout)

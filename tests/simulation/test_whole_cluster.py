@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import trio
 
-from droppexd.errors import Conflict, NotEnoughShards, NotFound
-from droppexd.model import MISSING
+from droppexd.errors import Conflict, InvalidRequest, NotEnoughShards, NotFound
+from droppexd.model import MISSING, Layout
 
 CONTENT = b"".join(n.to_bytes(4) for n in range(60_000))
 """240 000 bytes: many chunks of the simulation, and not a multiple of one."""
@@ -250,5 +250,17 @@ def test_a_put_and_a_get_that_pause_for_long_go_on(simulate, monkeypatch):
                     if size < 50_000:
                         await trio.sleep(150)
             assert size == receipt.size == 150_000
+
+    simulate(story, seed=1)
+
+
+@pytest.mark.parametrize("content", [b"a few bytes", CONTENT])
+def test_a_layout_that_survives_no_loss_is_refused(simulate, content):
+    async def story(cluster) -> None:
+        await cluster.start(pools=6)
+        async with cluster.client() as client:
+            with pytest.raises(InvalidRequest, match="no loss"):
+                await client.put_bytes("docs/one", content, layout=Layout(4, 0))
+            assert [entry.name async for entry in client.list("docs/")] == []
 
     simulate(story, seed=1)
