@@ -46,11 +46,13 @@ class ShardWriter(Protocol):
         """
         ...
 
-    def finish(self, header: ShardHeader) -> int:
+    def finish(self, header: ShardHeader, *, replacing: int = 0) -> int:
         """Make the shard durable under its identity and return its generation.
 
         When it returns, the shard survives power loss. The same bytes under an existing identity return
-        the generation that is there; other bytes raise StoreError and change nothing.
+        the generation that is there; other bytes raise StoreError and change nothing. Is the instance that
+        is there the generation `replacing`, a damaged one, the shard takes its place at once, whatever
+        that one holds: after a crash there is one of the two.
         """
         ...
 

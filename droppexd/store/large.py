@@ -157,6 +157,16 @@ class LargeShards:
             raise StoreError(f"{path} is in the way, and the index does not know it: restart the pool")
         self._files.rename(incoming, path)
 
+    def replace(self, key: bytes, incoming: str) -> None:
+        """Put a finished file in the place of the one that is there; the caller flushes the folder.
+
+        Raise OSError.
+        """
+        self._files.rename(incoming, self._path(key))
+        with self._open_lock:
+            self._removals += 1
+            self._open.pop(key, None)
+
     def withdraw(self, key: bytes) -> None:
         """Take a file back that was placed and then not committed."""
         with suppress(OSError), self.remove(key):

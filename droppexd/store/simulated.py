@@ -173,11 +173,15 @@ class SimulatedStore:
         with self._lock:
             self._unfinished_bytes -= size
 
-    def keep_large(self, header: ShardHeader, pieces: list[bytes]) -> int:
+    def keep_large(self, header: ShardHeader, pieces: list[bytes], replacing: int) -> int:
         """Flush a shard that a writer finished and return its generation."""
+        key = (header.extent, header.index)
         with self._lock:
             self._require_writable()
             self._flush()
+            held = self._disk.shards.get(key)
+            if replacing and held is not None and held.generation == replacing:
+                self._disk.remove(key)
             return self._keep(header, pieces)
 
     def put_small(self, shards: Sequence[SmallShard]) -> list[int | DroppexError]:
@@ -331,12 +335,12 @@ class _SimulatedWriter:
         self._pieces.append(bytes(piece))
         self._size += len(piece)
 
-    def finish(self, header: ShardHeader) -> int:
+    def finish(self, header: ShardHeader, *, replacing: int = 0) -> int:
         """Keep the shard under its identity."""
         self._require_usable()
         check_written(header, [len(piece) for piece in self._pieces])
         self.abort()  # Its room is counted as the shard's from here on.
-        return self._store.keep_large(header, self._pieces)
+        return self._store.keep_large(header, self._pieces, replacing)
 
     def abort(self) -> None:
         """Forget the shard. Idempotent."""

@@ -464,3 +464,34 @@ def test_puts_reads_and_drops_at_once_see_whole_shards(harness):
     for holding in held:
         check(holding.extent.counter)
     assert crash(harness).page(None, 100) == held
+
+
+@either
+def test_a_damaged_instance_is_replaced_under_its_identity_and_stays_so_after_a_crash(harness, put):
+    header, data = header_of(1, SIZE), content(1, SIZE)
+    old = put(harness.store, header, data)
+    harness.store.read(header.extent, 0, 0)
+    mended, mended_data = header_of(1, SIZE, salt=5), content(2, SIZE)
+    writer = harness.store.begin(SIZE)
+    writer.write(0, mended_data)
+    new = writer.finish(mended, replacing=old)
+    assert new != old
+    for again in (lambda one: one.store, crash, restart):
+        store = again(harness)
+        piece, checksum = store.read(header.extent, 0, 0)
+        assert (bytes(piece), checksum) == (mended_data, mended.checksums[0])
+        assert store.page(None, 10) == [Holding(header.extent, 0, new)]
+        assert store.usage().shards == 1
+    assert harness.store.drop([Holding(header.extent, 0, old)]) == []
+    assert harness.store.drop([Holding(header.extent, 0, new)]) == [Holding(header.extent, 0, new)]
+    assert restart(harness).page(None, 10) == []
+
+
+def test_only_the_instance_that_is_named_is_replaced(harness):
+    header, data = header_of(1, SIZE), content(1, SIZE)
+    old = put_large(harness.store, header, data)
+    writer = harness.store.begin(SIZE)
+    writer.write(0, data)
+    with pytest.raises(StoreError, match="other bytes"):
+        writer.finish(header_of(1, SIZE, salt=5), replacing=old + 1)
+    assert bytes(harness.store.read(header.extent, 0, 0)[0]) == data
