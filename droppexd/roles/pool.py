@@ -12,6 +12,7 @@ from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound, StoreError
 from droppexd.model import MISSING, ExtentId
 from droppexd.roles.master import MasterLink
+from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_writer import (
     CREDIT,
     ShardStream,
@@ -26,6 +27,7 @@ from droppexd.wire.messages import (
     PAGE_LIMIT,
     AbortShard,
     Announce,
+    CheckShards,
     ConfirmDropped,
     Done,
     Heartbeat,
@@ -90,6 +92,8 @@ class _Pool:
         self._number = MISSING
         self._garbage = trio.Event()
         self._reads = BriefWork(runtime)
+        self._losses = LossReports(store, master)
+        self._checker = ShardChecker(store, runtime, self._losses)
         self._doubtful: dict[ExtentId, int] = {}
 
     def service(self) -> Service:
@@ -101,6 +105,7 @@ class _Pool:
                 AbortShard: self.abort_shard,
                 KeepShard: self.keep_shard,
                 ReadPiece: self.read_piece,
+                CheckShards: self._checker.check_shards,
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
@@ -205,7 +210,7 @@ class _Pool:
                 await trio.sleep(_PAUSE_S)
                 continue
             await self._runtime.run_blocking(self._store.join, welcomed.cluster_id)
-            self._number = welcomed.number
+            self._number = self._losses.number = welcomed.number
             log.info("announced number=%d master=%s", welcomed.number, self._master.address)
             return welcomed
 

@@ -39,8 +39,9 @@ from droppexd.store.identity import (
     write_identity,
 )
 from droppexd.store.index import Held, ShardIndex, Transaction, shard_key
-from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, Usage
+from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 from droppexd.store.large import LargeShards
+from droppexd.store.small import examine_small
 from droppexd.store.writer import LargeWriter
 
 INDEX_FILE = "index.db"
@@ -290,6 +291,14 @@ class DiskStore:
         if row is None:
             raise NoSuchShard(f"no shard {index} of extent {extent}")
         return self._large.open(key).header if row.large else unseal(row.header)
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now."""
+        key = shard_key(extent, index)
+        row = self._index.lookup(key)
+        if row is None:
+            raise NoSuchShard(f"no shard {index} of extent {extent}")
+        return self._large.examine(key) if row.large else examine_small(key, row)
 
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
         """Return the shards that are held of these extents."""

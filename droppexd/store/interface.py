@@ -61,6 +61,24 @@ class ShardWriter(Protocol):
         ...
 
 
+class StoredShard(Protocol):
+    """A shard as it stands on the disk, opened by who verifies it. For one thread at a time; blocking."""
+
+    @property
+    def header(self) -> ShardHeader:
+        """What the shard says of itself."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Which stored instance this is."""
+        ...
+
+    def read(self, chunk: int) -> tuple[Buffer, bytes]:
+        """Return piece and stored checksum of a chunk, unverified; raise as `ShardStore.read` does."""
+        ...
+
+
 SmallShard = tuple[ShardHeader, bytes]
 """A shard of one piece of at most SMALL_SIZE bytes, and that piece."""
 
@@ -100,6 +118,13 @@ class ShardStore(Protocol):
 
     def header(self, extent: ExtentId, index: int) -> ShardHeader:
         """Return what the shard says of itself; raise NoSuchShard, IntegrityError when it is damaged."""
+        ...
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now, past what the store keeps in memory of it.
+
+        Raise NoSuchShard, IntegrityError when its header is damaged or is that of another shard.
+        """
         ...
 
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:

@@ -30,7 +30,7 @@ from droppexd.store.checks import (
     other_bytes,
     same_bytes,
 )
-from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, Usage
+from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 
 DEFAULT_CAPACITY = 1024 * 1024 * 1024
 OVERHEAD_BYTES = 4096
@@ -214,6 +214,12 @@ class SimulatedStore:
         with self._lock:
             return self._sound(extent, index).header
 
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now."""
+        with self._lock:
+            stored = self._sound(extent, index)
+            return _Examined(stored.header, stored.generation, tuple(stored.pieces))
+
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
         """Return the shards that are held of these extents."""
         found: list[Holding] = []
@@ -309,6 +315,21 @@ class SimulatedStore:
     def _require_room(self, size: int) -> None:
         if self._disk.free() - self._unfinished_bytes < size:
             raise StoreFull("the simulated disk is full")
+
+
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """A shard as it stood on the disk when it was opened."""
+
+    header: ShardHeader
+    generation: int
+    _pieces: tuple[bytes, ...]
+
+    def read(self, chunk: int) -> tuple[bytes, bytes]:
+        """Return piece and checksum of a chunk."""
+        if not 0 <= chunk < len(self._pieces):
+            raise NoSuchShard(f"the shard has {len(self._pieces)} chunks, no chunk {chunk}")
+        return self._pieces[chunk], self.header.checksums[chunk]
 
 
 class _SimulatedWriter:

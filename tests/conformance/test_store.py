@@ -166,6 +166,32 @@ def test_the_expected_size_is_only_a_hint(harness, expected):
 
 
 @either
+def test_an_examined_shard_says_what_it_is_and_is_read_piece_by_piece(harness, put):
+    header, data = header_of(7, SIZE, chunk_size=CHUNK), content(7, SIZE)
+    generation = put(harness.store, header, data)
+    shard = harness.store.examine(header.extent, 0)
+    assert (shard.header, shard.generation) == (header, generation)
+    piece, checksum = shard.read(0)
+    assert (bytes(piece), checksum) == (data, header.checksums[0])
+    for chunk in (-1, 1):
+        with pytest.raises(NoSuchShard):
+            shard.read(chunk)
+    with pytest.raises(NoSuchShard):
+        harness.store.examine(header.extent, 1)
+
+
+@either
+def test_a_shard_that_is_dropped_while_it_is_examined_is_read_to_its_end(harness, put):
+    header, data = header_of(7, SIZE), content(7, SIZE)
+    held = [Holding(header.extent, 0, put(harness.store, header, data))]
+    shard = harness.store.examine(header.extent, 0)
+    assert harness.store.drop(held) == held
+    assert bytes(shard.read(0)[0]) == data
+    with pytest.raises(NoSuchShard):
+        harness.store.examine(header.extent, 0)
+
+
+@either
 def test_what_is_not_held_is_no_such_shard(harness, put):
     header = header_of(7, SIZE)
     put(harness.store, header, content(7, SIZE))
@@ -412,6 +438,8 @@ def test_a_closed_store_refuses_everything(harness):
         harness.store.page(None, 1)
     with pytest.raises(StoreError):
         harness.store.find([ExtentId(1, 1)])
+    with pytest.raises(StoreError):
+        harness.store.examine(ExtentId(1, 1), 0)
     with pytest.raises(StoreError):
         harness.store.drop([Holding(ExtentId(1, 1), 0, generation)])
     with pytest.raises(StoreError):
