@@ -348,6 +348,7 @@ class _Controller:
         """Tell how the cluster is."""
         self._check_term()
         unreadable = self._pools.unreadable()
+        repair = self.care.repair.status()
         survival = await self._catalogue.survival(unreadable)
         pools = self._pools.infos()
         totals, sessions = self._catalogue.totals, self._catalogue.sessions
@@ -368,12 +369,14 @@ class _Controller:
                     pools,
                     survival,
                     full=self._pools.full(),
+                    repair=repair,
+                    quarantined=self._pools.quarantined(),
                     started_s=started_s,
                     down_after_s=self._settings.down_after_s,
                 ),
                 empty_files=totals.empty_files,
                 machine_survival=await self._catalogue.machine_survival(unreadable),
-                repair=self.care.repair.status(),
+                repair=repair,
                 quarantined=self._pools.quarantined(),
             ),
             apps=tuple(sorted({sessions[number].address for number in self._leases})[:_MOST_APPS]),
