@@ -139,6 +139,10 @@ class Process:
         self._process.terminate()
         return self._process.wait(PATIENCE_S)
 
+    def wait(self):
+        """Return the exit code of a process that ends by itself."""
+        return self._process.wait(PATIENCE_S)
+
     def restart(self):
         self.kill()
         self.start()
