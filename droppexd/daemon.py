@@ -229,6 +229,7 @@ class _Process:
                     advertise=config.controller_advertise,
                     heartbeat_s=config.controller_heartbeat,
                     down_after_s=config.controller_down_after,
+                    replace_after_s=config.controller_replace_after,
                     delete_grace_s=config.controller_delete_grace,
                     session_lease_s=config.controller_session_lease,
                 ),
@@ -260,6 +261,7 @@ class _Process:
                     zone=config.zone,
                     advertise=config.pool_advertise,
                     idle_s=config.pool_idle,
+                    repair_bytes_per_s=config.pool_repair_limit,
                 ),
                 task_status=started,
             )

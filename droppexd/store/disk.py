@@ -39,8 +39,9 @@ from droppexd.store.identity import (
     write_identity,
 )
 from droppexd.store.index import Held, ShardIndex, Transaction, shard_key
-from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, Usage
+from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 from droppexd.store.large import LargeShards
+from droppexd.store.small import examine_small
 from droppexd.store.writer import LargeWriter
 
 INDEX_FILE = "index.db"
@@ -189,8 +190,10 @@ class DiskStore:
             require_room=self._require_room,
         )
 
-    def _place(self, header: ShardHeader, generation: int, incoming: str) -> int:
+    def _place(self, header: ShardHeader, generation: int, incoming: str, replacing: int) -> int:
         key = shard_key(header.extent, header.index)
+        if replacing and self._replace(key, generation, incoming, replacing):
+            return generation
         placed = False
         try:
             with self._index.transaction(flush=False) as transaction:
@@ -208,6 +211,24 @@ class DiskStore:
         # Also for a shard that was there: another thread may be between its rename and its flush.
         self._flush_folders({self._large.folder_of(key)})
         return generation
+
+    def _replace(self, key: bytes, generation: int, incoming: str, replacing: int) -> bool:
+        """Put a finished file in the place of a damaged instance, durably, if that is still there.
+
+        Unlike that of a new shard the row is flushed: a damaged small shard's row would hide the file.
+        """
+        try:
+            with self._index.transaction() as transaction:
+                held = transaction.held(key)
+                if held is None or held.generation != replacing:
+                    return False
+                transaction.remove(key, held)
+                transaction.add_large(key, generation)
+                self._large.replace(key, incoming)
+        except OSError as error:
+            raise self._health.write_failed("replacing a shard", error) from error
+        self._flush_folders({self._large.folder_of(key)})
+        return True
 
     def _same_as_held(self, transaction: Transaction, key: bytes, header: ShardHeader) -> int:
         """Return the generation held under the identity if its bytes are the same; else raise StoreError."""
@@ -270,6 +291,14 @@ class DiskStore:
         if row is None:
             raise NoSuchShard(f"no shard {index} of extent {extent}")
         return self._large.open(key).header if row.large else unseal(row.header)
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now."""
+        key = shard_key(extent, index)
+        row = self._index.lookup(key)
+        if row is None:
+            raise NoSuchShard(f"no shard {index} of extent {extent}")
+        return self._large.examine(key) if row.large else examine_small(key, row)
 
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
         """Return the shards that are held of these extents."""

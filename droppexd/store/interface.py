@@ -46,16 +46,36 @@ class ShardWriter(Protocol):
         """
         ...
 
-    def finish(self, header: ShardHeader) -> int:
+    def finish(self, header: ShardHeader, *, replacing: int = 0) -> int:
         """Make the shard durable under its identity and return its generation.
 
         When it returns, the shard survives power loss. The same bytes under an existing identity return
-        the generation that is there; other bytes raise StoreError and change nothing.
+        the generation that is there; other bytes raise StoreError and change nothing. Is the instance that
+        is there the generation `replacing`, a damaged one, the shard takes its place at once, whatever
+        that one holds: after a crash there is one of the two.
         """
         ...
 
     def abort(self) -> None:
         """Forget the shard. Idempotent, also after `finish`."""
+        ...
+
+
+class StoredShard(Protocol):
+    """A shard as it stands on the disk, opened by who verifies it. For one thread at a time; blocking."""
+
+    @property
+    def header(self) -> ShardHeader:
+        """What the shard says of itself."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Which stored instance this is."""
+        ...
+
+    def read(self, chunk: int) -> tuple[Buffer, bytes]:
+        """Return piece and stored checksum of a chunk, unverified; raise as `ShardStore.read` does."""
         ...
 
 
@@ -98,6 +118,13 @@ class ShardStore(Protocol):
 
     def header(self, extent: ExtentId, index: int) -> ShardHeader:
         """Return what the shard says of itself; raise NoSuchShard, IntegrityError when it is damaged."""
+        ...
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now, past what the store keeps in memory of it.
+
+        Raise NoSuchShard, IntegrityError when its header is damaged or is that of another shard.
+        """
         ...
 
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:

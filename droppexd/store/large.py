@@ -158,6 +158,16 @@ class LargeShards:
             raise StoreError(f"{path} is in the way, and the index does not know it: restart the pool")
         self._files.rename(incoming, path)
 
+    def replace(self, key: bytes, incoming: str) -> None:
+        """Put a finished file in the place of the one that is there; the caller flushes the folder.
+
+        Raise OSError.
+        """
+        self._files.rename(incoming, self._path(key))
+        with self._open_lock:
+            self._removals += 1
+            self._open.pop(key, None)
+
     def withdraw(self, key: bytes) -> None:
         """Take a file back that was placed and then not committed."""
         with suppress(OSError), self.remove(key):
@@ -192,10 +202,7 @@ class LargeShards:
         Raise NoSuchShard, IntegrityError when the header is damaged, StoreError.
         """
         removals = self._removals
-        shard = self._open_file(key)
-        header = shard.header
-        if header.extent.to_bytes() != key[:-1] or header.index != key[-1]:
-            raise IntegrityError(f"{self._path(key)} holds shard {header.index} of extent {header.extent}")
+        shard = self.examine(key)
         evicted = None
         with self._open_lock:
             # A removal since then may have been this shard's: what was opened may be gone.
@@ -204,6 +211,14 @@ class LargeShards:
                 if len(self._open) > OPEN_FILES:
                     evicted = self._open.popitem(last=False)
         del evicted  # Closed outside the lock.
+        return shard
+
+    def examine(self, key: bytes) -> OpenShard:
+        """Open a shard's file apart from those kept open; raise as `open` does."""
+        shard = self._open_file(key)
+        header = shard.header
+        if header.extent.to_bytes() != key[:-1] or header.index != key[-1]:
+            raise IntegrityError(f"{self._path(key)} holds shard {header.index} of extent {header.extent}")
         return shard
 
     def generation(self, key: bytes) -> int | None:

@@ -30,7 +30,7 @@ from droppexd.store.checks import (
     other_bytes,
     same_bytes,
 )
-from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, Usage
+from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 
 DEFAULT_CAPACITY = 1024 * 1024 * 1024
 OVERHEAD_BYTES = 4096
@@ -173,11 +173,15 @@ class SimulatedStore:
         with self._lock:
             self._unfinished_bytes -= size
 
-    def keep_large(self, header: ShardHeader, pieces: list[bytes]) -> int:
+    def keep_large(self, header: ShardHeader, pieces: list[bytes], replacing: int) -> int:
         """Flush a shard that a writer finished and return its generation."""
+        key = (header.extent, header.index)
         with self._lock:
             self._require_writable()
             self._flush()
+            held = self._disk.shards.get(key)
+            if replacing and held is not None and held.generation == replacing:
+                self._disk.remove(key)
             return self._keep(header, pieces)
 
     def put_small(self, shards: Sequence[SmallShard]) -> list[int | DroppexError]:
@@ -209,6 +213,12 @@ class SimulatedStore:
         """Return what the shard says of itself."""
         with self._lock:
             return self._sound(extent, index).header
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now."""
+        with self._lock:
+            stored = self._sound(extent, index)
+            return _Examined(stored.header, stored.generation, tuple(stored.pieces))
 
     def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
         """Return the shards that are held of these extents."""
@@ -307,6 +317,21 @@ class SimulatedStore:
             raise StoreFull("the simulated disk is full")
 
 
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """A shard as it stood on the disk when it was opened."""
+
+    header: ShardHeader
+    generation: int
+    _pieces: tuple[bytes, ...]
+
+    def read(self, chunk: int) -> tuple[bytes, bytes]:
+        """Return piece and checksum of a chunk."""
+        if not 0 <= chunk < len(self._pieces):
+            raise NoSuchShard(f"the shard has {len(self._pieces)} chunks, no chunk {chunk}")
+        return self._pieces[chunk], self.header.checksums[chunk]
+
+
 class _SimulatedWriter:
     """A large shard on its way in; a crash loses it."""
 
@@ -331,12 +356,12 @@ class _SimulatedWriter:
         self._pieces.append(bytes(piece))
         self._size += len(piece)
 
-    def finish(self, header: ShardHeader) -> int:
+    def finish(self, header: ShardHeader, *, replacing: int = 0) -> int:
         """Keep the shard under its identity."""
         self._require_usable()
         check_written(header, [len(piece) for piece in self._pieces])
         self.abort()  # Its room is counted as the shard's from here on.
-        return self._store.keep_large(header, self._pieces)
+        return self._store.keep_large(header, self._pieces, replacing)
 
     def abort(self) -> None:
         """Forget the shard. Idempotent."""

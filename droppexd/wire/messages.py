@@ -5,7 +5,7 @@ body. Kind numbers are never used again. This module imports neither trio nor zm
 """
 
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, dataclass_transform
 
 from droppexd.errors import DroppexError, LocalProtocolError, from_wire
 from droppexd.model import (
@@ -519,15 +519,16 @@ class Announce(Request[Welcomed]):
 
 @message(73)
 class Heard(Reply):
-    """The master has heard. `review` asks the pool to look through its garbage now."""
+    """The master has heard. `review` asks the pool to look through its garbage now, `work` to take work."""
 
     review: bool
     term: int
+    work: bool = False
 
 
 @message(72, reply=Heard, callers=_POOL)
 class Heartbeat(Request[Heard]):
-    """A pool lives, and how full it is."""
+    """A pool lives, and how full it is. `reconciled` once it has compared what it holds with the records."""
 
     number: PoolNumber
     boot_id: Token16
@@ -535,10 +536,13 @@ class Heartbeat(Request[Heard]):
     free: int
     shards: int
     read_only: bool
+    reconciled: bool = True
+    quarantined: int = 0
 
 
 ExtentIds = Annotated[tuple[ExtentId, ...], Bounds(0, PAGE_LIMIT)]
 Holdings = Annotated[tuple[Holding, ...], Bounds(0, PAGE_LIMIT)]
+ShardIndex = Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
 
 
 @message(75)
@@ -581,6 +585,158 @@ class ConfirmDropped(Request[Done]):
     extents: ExtentIds
 
 
+# -- pool to controller: what is there, what is lost, what is to be rebuilt -------------------------
+
+
+class ExpectedShard(NamedTuple):
+    """A shard that a record names for a pool, or wants and a pool may have; `edition` is the record's."""
+
+    extent: ExtentId
+    shard: ShardIndex
+    edition: int
+
+
+ExpectedShards = Annotated[tuple[ExpectedShard, ...], Bounds(0, PAGE_LIMIT)]
+
+
+@message(61)
+class Reconciled(Reply):
+    """What the records say of a stretch of a pool's shards, which ends with all shards of `upto`.
+
+    `absent`: the records name them, the page did not. `wanted`: the page has them, the records call them
+    missing: verify them and report them stored. `drop`: dead. `unknown`: of sessions that this catalogue
+    does not know; they are kept. Without `upto` nothing follows.
+    """
+
+    absent: ExpectedShards
+    wanted: ExpectedShards
+    drop: Holdings
+    unknown: Holdings
+    term: int
+    upto: ExtentId | None = None
+
+
+@message(60, reply=Reconciled, callers=_POOL)
+class Reconcile(Request[Reconciled]):
+    """Compare a stretch of what a pool holds with the records, both ways.
+
+    The stretch begins behind all shards of `after` and ends with the last holding; with `last` it has no end.
+    """
+
+    number: PoolNumber
+    boot_id: Token16
+    holdings: Holdings
+    after: ExtentId | None = None
+    last: bool = False
+
+
+class LostShard(NamedTuple):
+    """A shard that a pool should have and has not, or has with damaged bytes."""
+
+    extent: ExtentId
+    shard: ShardIndex
+    damaged: bool
+
+
+@message(62, reply=Done, callers=_POOL)
+class ReportLost(Request[Done]):
+    """Tell that shards are absent or damaged: where the records name them for this pool, they are missing.
+
+    An extent of which fewer than k shards would be left keeps its record: some piece may still be readable.
+    """
+
+    number: PoolNumber
+    boot_id: Token16
+    shards: Annotated[tuple[LostShard, ...], Bounds(0, PAGE_LIMIT)]
+
+
+class RepairOrder(NamedTuple):
+    """Rebuild shard `shard` of an extent and keep it; `extent` says where the others are."""
+
+    extent: Extent
+    shard: ShardIndex
+
+
+MAX_ORDERS = 256
+"""Orders in one answer, and results in one report."""
+
+
+class PoolAddress(NamedTuple):
+    """Where a pool can be reached."""
+
+    number: PoolNumber
+    address: Address
+
+
+@message(65)
+class Work(Reply):
+    """Shards that the pool is to rebuild; none when there is nothing for it now.
+
+    `pools` are those of the extents that can be read from.
+    """
+
+    orders: Annotated[tuple[RepairOrder, ...], Bounds(0, MAX_ORDERS)]
+    pools: Annotated[tuple[PoolAddress, ...], Bounds(0, 4096)]
+    term: int
+
+
+@message(64, reply=Work, callers=_POOL)
+class TakeWork(Request[Work]):
+    """Ask for at most `room` orders. `running` are those in work: others of this pool are handed out anew.
+
+    `failed` could not be carried out; they are tried again later, or elsewhere.
+    """
+
+    number: PoolNumber
+    boot_id: Token16
+    room: Annotated[int, Bounds(0, MAX_ORDERS)]
+    running: ExtentIds = ()
+    failed: ExtentIds = ()
+    rebuilt_bytes: int = 0
+
+
+@message(67)
+class Recorded(Reply):
+    """The records name the pool for these shards now, those that were refused apart."""
+
+    refused: ExpectedShards
+
+
+@message(66, reply=Recorded, callers=_POOL)
+class ShardsStored(Request[Recorded]):
+    """Tell that the pool has these shards, flushed, read back and verified.
+
+    Each is recorded if the extent's record still has that edition.
+    """
+
+    number: PoolNumber
+    boot_id: Token16
+    shards: ExpectedShards
+
+
+# -- client to app, app to controller: pools -------------------------------------------------------
+
+
+@message(69)
+class PoolReplaced(Reply):
+    """The pool is removed for good; so many extents had a shard there."""
+
+    number: PoolNumber
+    name: Label
+    shards: int
+
+
+@message(68, reply=PoolReplaced, callers=_CLIENT)
+class ReplacePool(Request[PoolReplaced]):
+    """Remove a pool that is lost, by name or number: its shards are rebuilt elsewhere.
+
+    Without `force` refused while it is up, and when files would be lost with it.
+    """
+
+    pool: Label
+    force: bool = False
+
+
 # -- app and pool to pool --------------------------------------------------------------------------
 
 _PEERS = (Role.APP, Role.POOL)
@@ -604,7 +760,7 @@ class WritePiece(Request[PieceWritten]):
     """
 
     extent: ExtentId
-    index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+    index: ShardIndex
     layout: Layout
     chunk: Annotated[int, Bounds(0, EXTENT_CHUNKS - 1)]
     chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
@@ -622,7 +778,7 @@ class AbortShard(Request[Done]):
     """Give up a shard that is being written."""
 
     extent: ExtentId
-    index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+    index: ShardIndex
 
 
 @message(95, reply=Done, callers=_PEERS)
@@ -630,20 +786,59 @@ class KeepShard(Request[Done]):
     """Say that a shard that is being written goes on."""
 
     extent: ExtentId
-    index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+    index: ShardIndex
 
 
 @message(94, body_frames=1, body_bytes=CHUNK_SIZE)
 class Piece(Reply):
-    """One piece as it is stored; the reader verifies it against the checksum and its identity."""
+    """One piece as it is stored; the reader verifies it against the checksum and its identity.
+
+    `version` and `name`, hints for people, come to who repairs with the piece of chunk 0.
+    """
 
     checksum: Checksum
+    version: VersionId | None = None
+    name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
 
 
 @message(93, reply=Piece, callers=_PEERS)
 class ReadPiece(Request[Piece]):
-    """Read one piece of a shard."""
+    """Read one piece of a shard. `repair` tells that no client waits for it."""
 
     extent: ExtentId
-    index: Annotated[int, Bounds(0, MAX_K + MAX_M - 1)]
+    index: ShardIndex
     chunk: Annotated[int, Bounds(0, EXTENT_CHUNKS - 1)]
+    repair: bool = False
+
+
+class ShardName(NamedTuple):
+    """Which shard of which extent."""
+
+    extent: ExtentId
+    shard: ShardIndex
+
+
+class ShardCheck(NamedTuple):
+    """What reading a whole shard found: `state` is sound, absent, damaged or unreadable."""
+
+    shard: ShardName
+    state: Annotated[str, Bounds(0, 16)]
+    size: int
+
+
+CHECK_LIMIT = 64
+"""Shards that are read in one request: 4 GiB at the most, some seconds from a page cache."""
+
+
+@message(97)
+class ShardsChecked(Reply):
+    """What a pool found; the master knows of what is absent or damaged."""
+
+    checks: Annotated[tuple[ShardCheck, ...], Bounds(0, CHECK_LIMIT)]
+
+
+@message(96, reply=ShardsChecked, callers=_PEERS)
+class CheckShards(Request[ShardsChecked]):
+    """Read these shards whole and verify every piece; report what is absent or damaged to the master."""
+
+    shards: Annotated[tuple[ShardName, ...], Bounds(1, CHECK_LIMIT)]

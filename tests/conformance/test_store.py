@@ -166,6 +166,32 @@ def test_the_expected_size_is_only_a_hint(harness, expected):
 
 
 @either
+def test_an_examined_shard_says_what_it_is_and_is_read_piece_by_piece(harness, put):
+    header, data = header_of(7, SIZE, chunk_size=CHUNK), content(7, SIZE)
+    generation = put(harness.store, header, data)
+    shard = harness.store.examine(header.extent, 0)
+    assert (shard.header, shard.generation) == (header, generation)
+    piece, checksum = shard.read(0)
+    assert (bytes(piece), checksum) == (data, header.checksums[0])
+    for chunk in (-1, 1):
+        with pytest.raises(NoSuchShard):
+            shard.read(chunk)
+    with pytest.raises(NoSuchShard):
+        harness.store.examine(header.extent, 1)
+
+
+@either
+def test_a_shard_that_is_dropped_while_it_is_examined_is_read_to_its_end(harness, put):
+    header, data = header_of(7, SIZE), content(7, SIZE)
+    held = [Holding(header.extent, 0, put(harness.store, header, data))]
+    shard = harness.store.examine(header.extent, 0)
+    assert harness.store.drop(held) == held
+    assert bytes(shard.read(0)[0]) == data
+    with pytest.raises(NoSuchShard):
+        harness.store.examine(header.extent, 0)
+
+
+@either
 def test_what_is_not_held_is_no_such_shard(harness, put):
     header = header_of(7, SIZE)
     put(harness.store, header, content(7, SIZE))
@@ -413,6 +439,8 @@ def test_a_closed_store_refuses_everything(harness):
     with pytest.raises(StoreError):
         harness.store.find([ExtentId(1, 1)])
     with pytest.raises(StoreError):
+        harness.store.examine(ExtentId(1, 1), 0)
+    with pytest.raises(StoreError):
         harness.store.drop([Holding(ExtentId(1, 1), 0, generation)])
     with pytest.raises(StoreError):
         put_one_small(harness.store, header_of(3, SIZE), content(3, SIZE))
@@ -464,3 +492,34 @@ def test_puts_reads_and_drops_at_once_see_whole_shards(harness):
     for holding in held:
         check(holding.extent.counter)
     assert crash(harness).page(None, 100) == held
+
+
+@either
+def test_a_damaged_instance_is_replaced_under_its_identity_and_stays_so_after_a_crash(harness, put):
+    header, data = header_of(1, SIZE), content(1, SIZE)
+    old = put(harness.store, header, data)
+    harness.store.read(header.extent, 0, 0)
+    mended, mended_data = header_of(1, SIZE, salt=5), content(2, SIZE)
+    writer = harness.store.begin(SIZE)
+    writer.write(0, mended_data)
+    new = writer.finish(mended, replacing=old)
+    assert new != old
+    for again in (lambda one: one.store, crash, restart):
+        store = again(harness)
+        piece, checksum = store.read(header.extent, 0, 0)
+        assert (bytes(piece), checksum) == (mended_data, mended.checksums[0])
+        assert store.page(None, 10) == [Holding(header.extent, 0, new)]
+        assert store.usage().shards == 1
+    assert harness.store.drop([Holding(header.extent, 0, old)]) == []
+    assert harness.store.drop([Holding(header.extent, 0, new)]) == [Holding(header.extent, 0, new)]
+    assert restart(harness).page(None, 10) == []
+
+
+def test_only_the_instance_that_is_named_is_replaced(harness):
+    header, data = header_of(1, SIZE), content(1, SIZE)
+    old = put_large(harness.store, header, data)
+    writer = harness.store.begin(SIZE)
+    writer.write(0, data)
+    with pytest.raises(StoreError, match="other bytes"):
+        writer.finish(header_of(1, SIZE, salt=5), replacing=old + 1)
+    assert bytes(harness.store.read(header.extent, 0, 0)[0]) == data
