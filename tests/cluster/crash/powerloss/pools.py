@@ -52,7 +52,8 @@ class Pool:
     cluster_id: str
     boot_id_before: str
     shards: dict[tuple[str, int], Shard]
-    broken: tuple[str, ...]
+    broken: dict[tuple[str, int], str]
+    """Why those are not whole that are held and not whole."""
 
 
 class Scratch:
@@ -107,7 +108,7 @@ def open_pool(folder):
 
 def _read(store):
     identity = store.identity
-    shards, broken = {}, []
+    shards, broken = {}, {}
     after = None
     while holdings := store.page(after, _PAGE):
         for holding in holdings:
@@ -115,14 +116,14 @@ def _read(store):
             try:
                 shards[key] = Shard(holding.generation, _verified(store, holding))
             except (DroppexError, AssertionError) as error:
-                broken.append(f"shard {key[1]} of extent {key[0]}: {error}")
+                broken[key] = str(error)
         after = holdings[-1].extent, holdings[-1].shard
     return Pool(
         identity.pool_id.hex(),
         identity.cluster_id.hex(),
         identity.previous_boot_id.hex(),
         shards,
-        tuple(broken),
+        broken,
     )
 
 

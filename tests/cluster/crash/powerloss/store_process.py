@@ -3,7 +3,8 @@
     python store_process.py FOLDER NOTES HOW
 
 HOW is `writes-and-dies`: after a small shard was written, before it is flushed; `dies-among-new-folders`:
-after they were made, before they are flushed; `stores`: a small shard and a large one, noted and then no more.
+after they were made, before they are flushed; `stores`: a small shard and a large one, noted and then no more;
+`replaces`: the same, and then each is damaged and replaced by a whole large one.
 """
 
 import json
@@ -75,10 +76,28 @@ def main(folder, notes, how):
         os.write(descriptor, (json.dumps(["WritePiece", fields]) + "\n").encode())
 
     note(small[0], *store.put_small([small]))
-    writer = store.begin(0)
-    writer.write(0, large[1])
-    note(large[0], writer.finish(large[0]))
+    note(large[0], put_large(store, large))
+    if how == "replaces":
+        damage_large(folder)
+        store._index._writer.execute("UPDATE small SET piece = zeroblob(5000)")
+        for one in (small, large):
+            (held,) = store.find([one[0].extent])
+            note(one[0], put_large(store, one, replacing=held.generation))
     os._exit(0)
+
+
+def put_large(store, shard, replacing=0):
+    header, piece = shard
+    writer = store.begin(0)
+    writer.write(0, piece)
+    return writer.finish(header, replacing=replacing)
+
+
+def damage_large(folder):
+    (path,) = folder.glob("large/*/*")
+    descriptor = os.open(path, os.O_RDWR)
+    os.pwrite(descriptor, bytes(1000), 8192)
+    os.fsync(descriptor)
 
 
 if __name__ == "__main__":

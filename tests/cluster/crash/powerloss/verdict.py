@@ -11,7 +11,7 @@ def wrong_with_pool(pool, promises, moment):
     if isinstance(pool, DroppexError):
         return f"the store refuses the folder: {pool}"
     if pool.broken:
-        return f"not whole: {'; '.join(pool.broken)}"
+        return f"not whole: {pool.broken}"
     lost = [key for key, shard in promises.shards(moment).items() if pool.shards.get(key) != shard]
     if lost:
         return f"acknowledged and not there as it was: {lost}"
