@@ -128,10 +128,11 @@ def _read(store):
 
 
 def _verified(store, holding):
+    stored = store.examine(holding.extent, holding.shard)
+    assert stored.generation == holding.generation, f"listed as generation {holding.generation}"
     header = store.header(holding.extent, holding.shard)
-    assert (header.extent, header.index) == (holding.extent, holding.shard)
     for chunk, expected in enumerate(header.checksums):
-        piece, stored = store.read(holding.extent, holding.shard, chunk)
+        piece, checksum = store.read(holding.extent, holding.shard, chunk)
         found = piece_checksum(holding.extent, header.layout, holding.shard, chunk, piece)
-        assert found == stored == expected, f"piece {chunk} is not what its checksum says"
+        assert found == checksum == expected, f"piece {chunk} is not what its checksum says"
     return tuple(checksum.hex() for checksum in header.checksums)
