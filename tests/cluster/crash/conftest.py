@@ -22,9 +22,12 @@ def traceable(tmp_path_factory):
 
 @pytest.fixture
 def record_scripts(traceable, tmp_path, wait_until):
-    """Run one script after another under strace; return what they asked of the disk below a folder."""
+    """Run one script after another under strace; return what they asked of the disk below a folder.
 
-    def run(folder, name, *scripts):
+    `lying` is what lies in the folder already.
+    """
+
+    def run(folder, name, *scripts, lying=None):
         runs = []
         for number, script in enumerate(scripts):
             output = tmp_path / f"{number}.strace"
@@ -32,7 +35,7 @@ def record_scripts(traceable, tmp_path, wait_until):
             subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True)
             wait_until(lambda output=output: ended(output), f"{output} does not end")
             runs.append(read_trace(output))
-        return record({name: runs}, folder, lambda _: tmp_path / "notes")
+        return record({name: runs}, folder, lambda _: tmp_path / "notes", lying)
 
     return run
 

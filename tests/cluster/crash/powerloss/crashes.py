@@ -8,6 +8,7 @@ from droppexd.errors import DroppexError
 from powerloss.catalogues import open_catalogue_folder
 from powerloss.disk import AllDropped, AllKept, Flush, Mixed
 from powerloss.pools import Scratch, open_pool
+from powerloss.recording import LAID
 from powerloss.verdict import CataloguePromises, PoolPromises, wrong_with_catalogue, wrong_with_pool
 
 POOL = "pool-1"
@@ -54,6 +55,24 @@ class Crashes:
         self._pool_promises = PoolPromises(recording.notes, POOL)
         self._catalogue_promises = CataloguePromises(recording.notes, opened.history)
         self._shards_on = cache(opened.history.shards_on)
+
+    def image(self, moment, luck):
+        """Return what a crash at this moment leaves of both folders."""
+        return self._disk.after_crash(moment, luck)
+
+    def failures_of_second(self, recording, first_moment, every):
+        """Yield what is lost when the power goes again while all that a first crash left is opened."""
+        disk = recording.disk()
+        for moment in (one for one in moments(recording, every) if one > LAID):
+            lucks = AllDropped(), AllKept(), Mixed(random.Random(moment))
+            for luck in lucks:
+                image = disk.after_crash(moment, luck)
+                pool = self._opened.pool(image.below(POOL))
+                wrong = wrong_with_pool(pool, self._pool_promises, first_moment, started_since=True)
+                catalogue = self._opened.catalogue(image.below(CONTROLLER))
+                wrong = wrong or wrong_with_catalogue(catalogue, self._catalogue_promises, first_moment)
+                if wrong:
+                    yield f"{first_moment}, then {moment}: {type(luck).__name__}: {wrong}"
 
     def failures(self, moments, mixtures, seed):
         """Yield what is lost by a crash at each of these moments, in words.

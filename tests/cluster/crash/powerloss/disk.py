@@ -102,6 +102,13 @@ class Image:
             {path.removeprefix(prefix): data for path, data in self.files.items() if path.startswith(prefix)},
         )
 
+    def write(self, folder):
+        """Make the tree real below a folder."""
+        for path in sorted(self.folders):
+            (folder / path).mkdir()
+        for path, data in self.files.items():
+            (folder / path).write_bytes(data)
+
     def digest(self):
         """Return what tells this tree from others."""
         state = xxhash.xxh3_128()

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from powerloss.disk import ROOT, AllKept, Change, Disk, Flush, Naming, Resize, Write
-from powerloss.strace import text_of
+from powerloss.strace import Call, text_of
 
 _UNKNOWN = frozenset(
     ("link", "linkat", "symlink", "symlinkat", "rmdir", "truncate", "copy_file_range", "sendfile", "splice")
 )
 _EVERYTHING = frozenset(("sync", "syncfs"))
+
+LAID = 2
+"""The moment at which what lies there before a recording is safe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,16 @@ class Recording:
         return self.disk().after_crash(max(operation.ended for operation in self.operations), AllKept())
 
 
-def record(traces, root, notes):
+def record(traces, root, notes, lying=None):
     """Return the recording of several traces, which run in one time.
 
     `traces` maps a name to lists of calls, one list a process that was traced: one after another, or at once.
-    `notes` is the name of the file that a process of that name writes its notes to.
+    `notes` is the name of the file that a process of that name writes its notes to. `lying` is the image that
+    lay in `root` before, safe.
     """
     player = _Player(root)
+    if lying is not None:
+        player.lay(lying)
     events = []
     for name, runs in traces.items():
         for calls in runs:
@@ -89,6 +95,19 @@ class _Player:
         self._root = f"{root}/"
         self._tree = {ROOT: {}}
         self._inodes = itertools.count(ROOT + 1)
+
+    def lay(self, image):
+        """Put a tree there, flushed, before everything else."""
+        before = Call(thread=0, name="", arguments="", began=1, ended=1, result=0)
+        for path in sorted(image.folders):
+            folder, name, _ = self._find(path)
+            self._make_folder(before, folder, name)
+        for path, data in image.files.items():
+            folder, name, _ = self._find(path)
+            inode = self._make(before, folder, name)
+            self._note(Write(began=1, ended=1, inode=inode, offset=0, data=data))
+        for inode in (ROOT, *self.recording.paths):
+            self._note(Flush(began=LAID, ended=LAID, inode=inode))
 
     def play(self, process, call):
         if call.thread in process.children:
@@ -206,9 +225,7 @@ class _Player:
         path = text_of(arguments[0]).decode(errors="surrogateescape")
         if self._inside(path) and call.result == 0:
             folder, name, _ = self._find(path)
-            inode = self._make(call, folder, name)
-            self._tree[inode] = {}
-            self.recording.folders.add(inode)
+            self._make_folder(call, folder, name)
 
     def _rename(self, _process, call, arguments):
         source, target = (text_of(part).decode(errors="surrogateescape") for part in arguments)
@@ -250,6 +267,11 @@ class _Player:
         inode = next(self._inodes)
         self._name(call, Change(folder, name, inode))
         return inode
+
+    def _make_folder(self, call, folder, name):
+        inode = self._make(call, folder, name)
+        self._tree[inode] = {}
+        self.recording.folders.add(inode)
 
     def _name(self, call, *changes):
         for change in changes:

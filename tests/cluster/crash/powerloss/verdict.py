@@ -6,8 +6,11 @@ from droppexd.errors import DroppexError
 from powerloss.pools import Shard
 
 
-def wrong_with_pool(pool, promises, moment):
-    """Return what a pool's folder lacks of what was promised by then; empty when nothing."""
+def wrong_with_pool(pool, promises, moment, *, started_since=False):
+    """Return what a pool's folder lacks of what was promised by then; empty when nothing.
+
+    With `started_since` there may have been a start that nobody was told of.
+    """
     if isinstance(pool, DroppexError):
         return f"the store refuses the folder: {pool}"
     if pool.broken:
@@ -27,7 +30,7 @@ def wrong_with_pool(pool, promises, moment):
     if promises.cluster_id(moment) not in ("", pool.cluster_id):
         return f"of cluster {pool.cluster_id!r}, and it had joined"
     known, under_way = promises.boots(moment)
-    if known and pool.boot_id_before not in (known, under_way):
+    if known and not started_since and pool.boot_id_before not in (known, under_way):
         return f"start {pool.boot_id_before!r} is not the latest"
     return ""
 
