@@ -20,6 +20,7 @@ import trio
 
 from droppexd.config import Config
 from droppexd.errors import ConfigError, StoreError
+from droppexd.folders import make_folder
 from droppexd.model import Role
 from droppexd.runtime import Runtime
 
@@ -292,7 +293,7 @@ class _Process:
 
 def _make_folder(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
     return folder

@@ -28,6 +28,7 @@ from droppexd.catalog.engine import Compare, Entry, LogEntry, Operation
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
 from droppexd.errors import CatalogError, IdentityError
+from droppexd.folders import flush_folder, make_folder
 from droppexd.runtime import Runtime
 
 T = TypeVar("T")
@@ -117,15 +118,6 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the names of new files durable; SQLite flushes only their content."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class _File:
     """The three connections and what is done on them. Blocking; knows nothing of tasks."""
 
@@ -133,7 +125,7 @@ class _File:
         self.path = path
         self._keep_revisions = keep_revisions
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._lock = _lock(path)
         except OSError as error:
             raise CatalogError(f"the catalogue {path} cannot be opened: {error.strerror}") from error
@@ -141,7 +133,7 @@ class _File:
         try:
             opened.append(_connect(path))
             _prepare(opened[0], path)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)  # SQLite flushes the content of new files, not all of their names.
             opened += [_connect(path), _connect(path)]
             self._writer, self._reader, self._scanner = opened
             (newest,) = self._reader.execute("SELECT max(revision) FROM log").fetchone()

@@ -215,7 +215,8 @@ class DiskStore:
     def _replace(self, key: bytes, generation: int, incoming: str, replacing: int) -> bool:
         """Put a finished file in the place of a damaged instance, durably, if that is still there.
 
-        Unlike that of a new shard the row is flushed: a damaged small shard's row would hide the file.
+        Unlike that of a new shard the row is flushed: a damaged small shard's row would hide the file. The
+        file's name is flushed before: a small shard's row must not go while the file may still vanish.
         """
         try:
             with self._index.transaction() as transaction:
@@ -225,9 +226,9 @@ class DiskStore:
                 transaction.remove(key, held)
                 transaction.add_large(key, generation)
                 self._large.replace(key, incoming)
+                self._flush_folders({self._large.folder_of(key)})
         except OSError as error:
             raise self._health.write_failed("replacing a shard", error) from error
-        self._flush_folders({self._large.folder_of(key)})
         return True
 
     def _same_as_held(self, transaction: Transaction, key: bytes, header: ShardHeader) -> int:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import xxhash
 
 from droppexd.errors import IdentityError, StoreError
+from droppexd.folders import make_folder
 from droppexd.store.checks import ID_BYTES
 from droppexd.store.files import Files
 
@@ -55,7 +56,7 @@ def lock_folder(folder: Path) -> int:
     Raise IdentityError when it is in use, or holds other things than a pool.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         names = {entry.name for entry in folder.iterdir()}
         if POOL_FILE not in names and not names <= _HARMLESS:
             raise IdentityError(

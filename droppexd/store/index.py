@@ -249,9 +249,11 @@ class ShardIndex:
                 self._checkpoint()
 
     def reconcile(self, found: Iterable[bytes], generation_of: Callable[[bytes], int]) -> None:
-        """Make the rows of large shards agree with the keys of the files that are there.
+        """Make the rows of large shards agree with the keys of the files that are there, at each start.
 
-        `generation_of` reads the generation of a file that has no row.
+        `generation_of` reads the generation of a file that has no row. Small shards that a killed start had
+        written and not flushed are found in the WAL like any other, and to store one again would find
+        nothing to write, so nothing to flush: the checkpoint flushes them before anyone relies on them.
         """
         try:
             self._writer.execute("CREATE TEMP TABLE found (key BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -264,6 +266,7 @@ class ShardIndex:
                     for (key,) in unlisted:
                         transaction.add_large(key, generation_of(key))
             self._writer.execute("DROP TABLE temp.found")
+            self._checkpoint()
         except sqlite3.Error as error:
             self._roll_back()
             raise StoreError(f"cannot bring the index up to date: {error}") from error

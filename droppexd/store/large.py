@@ -103,19 +103,20 @@ class LargeShards:
         self._begun = 0
 
     def prepare(self) -> None:
-        """Create the folders that are missing, and forget what was never finished. Raise OSError."""
+        """Create the folders that are missing, and forget what was never finished. Raise OSError.
+
+        Their names are flushed at each start: an earlier one may have been killed between making a folder
+        and flushing it.
+        """
         root, incoming = Path(self._root), Path(self._incoming)
-        new = not (root.exists() and incoming.exists())
         root.mkdir(exist_ok=True)
         incoming.mkdir(exist_ok=True)
-        if new:
-            self._files.fsync_folder(str(root.parent))
+        self._files.fsync_folder(str(root.parent))
         present = {entry.name for entry in root.iterdir()}
-        missing = [f"{number:02x}" for number in range(_FAN_OUT) if f"{number:02x}" not in present]
-        for name in missing:
-            (root / name).mkdir()
-        if missing:
-            self._files.fsync_folder(self._root)
+        for name in (f"{number:02x}" for number in range(_FAN_OUT)):
+            if name not in present:
+                (root / name).mkdir()
+        self._files.fsync_folder(self._root)
         for entry in incoming.iterdir():
             self._files.unlink(str(entry))
 

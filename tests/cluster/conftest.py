@@ -24,6 +24,7 @@ from droppexd.wire.zeromq import open_zeromq_transport
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = "tcp://127.0.0.1:0"
+DROPPEXD = (sys.executable, "-m", "droppexd")
 
 PATIENCE_S = 60.0
 """Only a bound: a machine that is busy with other tests is slow."""
@@ -68,8 +69,9 @@ def run_droppex(folder, *arguments, code):
 class Process:
     """One `droppexd --role ...`, which can be ended and started again at the same address."""
 
-    def __init__(self, folder, name, roles, options):
+    def __init__(self, folder, name, roles, options, command=DROPPEXD):
         self.folder = folder
+        self.command = command
         self.name = name
         self.roles = roles
         self.options = options
@@ -98,7 +100,7 @@ class Process:
         listen = [
             part for role in self.roles for part in (f"--{role}-listen", self.addresses.get(role, ANY_PORT))
         ]
-        command = [sys.executable, "-m", "droppexd", "--config", str(self.folder / "droppex.toml")]
+        command = [*self.command, "--config", str(self.folder / "droppex.toml")]
         command += [part for role in self.roles for part in ("--role", role)]
         command += ["--name", self.name, "--data", str(self.data), *listen, *self.options]
         command += ["--report-fd", str(writer), "--die-with-parent", str(os.getpid())]
@@ -326,8 +328,10 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder, pools, settings, keys):
+def running_cluster(folder, pools, settings, keys, prepare=None):
     cluster = Cluster(folder, pools, settings, keys)
+    if prepare is not None:
+        prepare(cluster)
     try:
         cluster.start()
         yield cluster
@@ -338,11 +342,11 @@ def running_cluster(folder, pools, settings, keys):
 
 @pytest.fixture(scope="session")
 def new_cluster(tmp_path_factory):
-    """Make a cluster for a `with` block."""
+    """Make a cluster for a `with` block; `prepare` sees it before any of its processes is started."""
 
-    def make(*, pools, keys=None, folder=None, **settings):
+    def make(*, pools, keys=None, folder=None, prepare=None, **settings):
         settings.setdefault("pool", {}).setdefault("reserve", "16 MiB")
-        return running_cluster(folder or tmp_path_factory.mktemp("cluster"), pools, settings, keys)
+        return running_cluster(folder or tmp_path_factory.mktemp("cluster"), pools, settings, keys, prepare)
 
     return make
 

@@ -40,6 +40,7 @@ class FaultyFiles(Files):
         self.faults: dict[str, int] = {}
         self.free: int | None = None
         self.calls: list[str] = []
+        self.flushed_folders: list[str] = []
 
     def _maybe_fail(self, operation: str) -> None:
         self.calls.append(operation)
@@ -64,6 +65,7 @@ class FaultyFiles(Files):
 
     def fsync_folder(self, path):
         self._maybe_fail("fsync_folder")
+        self.flushed_folders.append(path)
         super().fsync_folder(path)
 
     def rename(self, source, target):
@@ -188,6 +190,15 @@ def test_a_start_that_was_interrupted_after_the_identity_is_begun_again(opener, 
     for name in (BOOT_FILE, "index.db"):
         (folder / name).unlink()
     assert opener().identity.pool_id == pool_id
+
+
+def test_folders_that_a_killed_start_made_are_flushed_by_the_next(opener, folder, files, store):
+    store.close()
+    files.flushed_folders.clear()
+    opener()
+    assert [path for path in files.flushed_folders if path == str(folder / "large")]
+    first_flush_of_the_folder = files.flushed_folders.index(str(folder))
+    assert first_flush_of_the_folder < files.flushed_folders.index(str(folder / "large"))
 
 
 def test_a_folder_in_use_is_refused_and_the_error_says_by_whom(opener, store, folder):

@@ -1,0 +1,43 @@
+"""Folders whose names survive a power cut.
+
+A new folder stands in its parent, and no flush of what is inside says anything about that name
+(fsync(2): "an explicit fsync() on a file descriptor for the directory is also needed"). Without it a whole
+data folder may be gone after a power cut, with everything in it that was flushed.
+"""
+
+import errno
+import os
+from pathlib import Path
+
+_NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP))
+"""What flushing a parent may meet that is someone else's: no right to read it, or another file system's."""
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raise OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder unless it is there, and those above it, all durably. Raise OSError.
+
+    Each is flushed before one is made in it. So where a folder is found only its own name is in doubt: an
+    earlier start may have been killed between making and flushing it.
+    """
+    folder = folder.absolute()
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    try:
+        flush_folder(folder.parent)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        flush_folder(new.parent)
