@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -13,6 +13,7 @@ from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, Not
 from droppexd.model import MISSING, ExtentId
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
+from droppexd.roles.pool_scrub import Scrubber, ScrubSettings, Traffic
 from droppexd.roles.pool_writer import (
     CREDIT,
     ShardStream,
@@ -30,6 +31,8 @@ from droppexd.wire.messages import (
     CheckShards,
     ConfirmDropped,
     Done,
+    GetScrub,
+    GetScrubFindings,
     Heartbeat,
     KeepShard,
     ListGarbage,
@@ -39,6 +42,7 @@ from droppexd.wire.messages import (
     Pong,
     ReadPiece,
     Review,
+    StartScrub,
     Welcomed,
     WritePiece,
 )
@@ -73,6 +77,7 @@ class PoolSettings:
     """Between two looks through everything that is held."""
     idle_s: float = 120.0
     """A shard whose writer was silent for so long is given up."""
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
 
 
 class _Pool:
@@ -94,6 +99,8 @@ class _Pool:
         self._reads = BriefWork(runtime)
         self._losses = LossReports(store, master)
         self._checker = ShardChecker(store, runtime, self._losses)
+        self._traffic = Traffic()
+        self.scrubber = Scrubber(store, runtime, self._losses, self._traffic, settings.scrub)
         self._doubtful: dict[ExtentId, int] = {}
 
     def service(self) -> Service:
@@ -106,6 +113,9 @@ class _Pool:
                 KeepShard: self.keep_shard,
                 ReadPiece: self.read_piece,
                 CheckShards: self._checker.check_shards,
+                StartScrub: self.scrubber.start_scrub,
+                GetScrub: self.scrubber.get_scrub,
+                GetScrubFindings: self.scrubber.get_findings,
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
@@ -124,6 +134,7 @@ class _Pool:
 
         The latter is answered when the commit that it joins is flushed.
         """
+        self._traffic.requests += 1
         stream = call.ticket
         if isinstance(stream, ShardStream):
             if not self._streams.write_now(stream, request, body):
@@ -164,6 +175,7 @@ class _Pool:
 
     def read_now(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
         """Serve a piece without a task, while the disk answers at once."""
+        self._traffic.requests += not request.repair
         if not self._reads.brief:
             return False
         piece, checksum = self._reads.now(self._store.read, request.extent, request.index, request.chunk)
@@ -355,6 +367,7 @@ async def serve_pool(
                     welcomed = await pool.announce(known_as)
                     front.start_soon(pool.keep_alive, known_as, welcomed)
                     front.start_soon(pool.look_through_garbage)
+                    front.start_soon(pool.scrubber.run)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()
 

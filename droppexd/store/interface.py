@@ -6,7 +6,7 @@ it. A store whose flush failed says why in `read_only` until it is opened anew, 
 with StoreError; it goes on reading. A closed store refuses everything with StoreError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from droppexd.errors import DroppexError
@@ -59,6 +59,10 @@ class ShardWriter(Protocol):
     def abort(self) -> None:
         """Forget the shard. Idempotent, also after `finish`."""
         ...
+
+
+NOTE_BYTES = 256 * 1024
+"""The most that is remembered of one subject."""
 
 
 class StoredShard(Protocol):
@@ -143,6 +147,21 @@ class ShardStore(Protocol):
 
         An instance with another generation than the one named is left alone and not returned. Works on a
         full disk. When it raises, some may be gone: ask again.
+        """
+        ...
+
+    def remember(self, subject: str, fields: Mapping[str, object]) -> None:
+        """Replace what is remembered of a subject, durably: fields that JSON can hold, at most NOTE_BYTES.
+
+        For what a task of the pool would only repeat if it were lost. A full disk raises StoreFull and
+        changes nothing.
+        """
+        ...
+
+    def recall(self, subject: str) -> Mapping[str, object] | None:
+        """Return what `remember` was given last, also after a crash; None when nothing is remembered.
+
+        Raise IntegrityError when that is damaged.
         """
         ...
 

@@ -808,3 +808,75 @@ class CheckShards(Request[ShardsChecked]):
     """Read these shards whole and verify every piece; report what is absent or damaged to the master."""
 
     shards: Annotated[tuple[ShardName, ...], Bounds(1, CHECK_LIMIT)]
+
+
+# -- app to pool: scrubs ---------------------------------------------------------------------------
+
+
+@record
+class ScrubSummary:
+    """A pass through everything that a pool holds; `ended_ms` is 0 while it is under way.
+
+    `requested` passes go at full speed. `lost` counts shards that were damaged or gone, `unreadable` those
+    that the store could not judge; `trouble` says why a pass ended before everything was read.
+    """
+
+    number: int
+    requested: bool
+    begun_ms: int
+    ended_ms: int
+    shards: int
+    size: int
+    lost: int
+    unreadable: int
+    trouble: Annotated[str, Bounds(0, 1024)] = ""
+
+
+@message(81)
+class ScrubState(Reply):
+    """Where a pool's scrub is: the pass under way, and the last that ended.
+
+    `held` shards are there now; `expected_size` is a guess of what the current pass will have read, in
+    bytes, and `rate` its speed in bytes a second.
+    """
+
+    current: ScrubSummary | None
+    last: ScrubSummary | None
+    held: int
+    expected_size: int
+    rate: int
+
+
+@message(80, reply=ScrubState, callers=_APP)
+class StartScrub(Request[ScrubState]):
+    """Begin a pass at full speed, from the first shard, or join one that runs so."""
+
+
+@message(82, reply=ScrubState, callers=_APP)
+class GetScrub(Request[ScrubState]):
+    """Ask where the scrub is."""
+
+
+class ScrubFinding(NamedTuple):
+    """A shard that was not sound. `name` and `version` are what its header says, where that can be read."""
+
+    shard: ShardName
+    state: Annotated[str, Bounds(0, 16)]
+    size: int
+    name: Annotated[str, Bounds(0, MAX_NAME_BYTES)]
+    version: VersionId | None
+    reason: Annotated[str, Bounds(0, 1024)]
+
+
+@message(84)
+class ScrubFindings(Reply):
+    """What a pass found: the first hundred of it; none of a pass that the pool has forgotten."""
+
+    findings: Annotated[tuple[ScrubFinding, ...], Bounds(0, 256)]
+
+
+@message(83, reply=ScrubFindings, callers=_APP)
+class GetScrubFindings(Request[ScrubFindings]):
+    """Ask what the pass of that number found, while it is the current or the last one."""
+
+    number: int
