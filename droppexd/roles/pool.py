@@ -13,7 +13,7 @@ from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, Not
 from droppexd.model import MISSING, ExtentId
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
-from droppexd.roles.pool_scrub import Scrubber, ScrubSettings, Traffic
+from droppexd.roles.pool_scrub import Scrubber, ScrubSettings
 from droppexd.roles.pool_writer import (
     CREDIT,
     ShardStream,
@@ -99,8 +99,8 @@ class _Pool:
         self._reads = BriefWork(runtime)
         self._losses = LossReports(store, master)
         self._checker = ShardChecker(store, runtime, self._losses)
-        self._traffic = Traffic()
-        self.scrubber = Scrubber(store, runtime, self._losses, self._traffic, settings.scrub)
+        self._served = 0
+        self.scrubber = Scrubber(store, runtime, self._losses, lambda: self._served, settings.scrub)
         self._doubtful: dict[ExtentId, int] = {}
 
     def service(self) -> Service:
@@ -134,7 +134,7 @@ class _Pool:
 
         The latter is answered when the commit that it joins is flushed.
         """
-        self._traffic.requests += 1
+        self._served += 1
         stream = call.ticket
         if isinstance(stream, ShardStream):
             if not self._streams.write_now(stream, request, body):
@@ -175,7 +175,7 @@ class _Pool:
 
     def read_now(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
         """Serve a piece without a task, while the disk answers at once."""
-        self._traffic.requests += not request.repair
+        self._served += not request.repair
         if not self._reads.brief:
             return False
         piece, checksum = self._reads.now(self._store.read, request.extent, request.index, request.chunk)

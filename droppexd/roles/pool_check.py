@@ -16,7 +16,7 @@ from droppexd.errors import IntegrityError, NoSuchShard, PeerBusy, StoreError
 from droppexd.model import MISSING, ExtentId, VersionId
 from droppexd.roles.master import MasterLink
 from droppexd.runtime import Runtime
-from droppexd.store.interface import ShardStore, StoredShard
+from droppexd.store.interface import Examined, ShardStore, StoredShard
 from droppexd.wire.messages import (
     PAGE_LIMIT,
     CheckShards,
@@ -69,7 +69,7 @@ class CheckedShard(NamedTuple):
     """Hints of the header, for people."""
 
 
-def check_shard(store: ShardStore, extent: ExtentId, shard: int) -> CheckedShard:
+def check_shard(store: Examined, extent: ExtentId, shard: int) -> CheckedShard:
     """Read a shard whole and verify every piece. Blocking; keeps one piece in memory.
 
     A shard that is not sound is read a second time before it is called so: a disk may fail once, and the
@@ -86,7 +86,7 @@ def check_shard(store: ShardStore, extent: ExtentId, shard: int) -> CheckedShard
     return again
 
 
-def _check_once(store: ShardStore, extent: ExtentId, shard: int) -> CheckedShard:
+def _check_once(store: Examined, extent: ExtentId, shard: int) -> CheckedShard:
     try:
         stored = store.examine(extent, shard)
     except NoSuchShard as error:

@@ -10,7 +10,7 @@ is told to the master before its place is passed in that record, so that nothing
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,12 +29,13 @@ from droppexd.roles.scrub_record import (
     next_slice_s,
 )
 from droppexd.runtime import Runtime
-from droppexd.store.interface import ShardStore
+from droppexd.store.interface import Examined, ShardStore
 from droppexd.wire.messages import (
     GetScrub,
     GetScrubFindings,
     ScrubFinding,
     ScrubFindings,
+    ScrubProgress,
     ScrubState,
     ScrubSummary,
     ShardName,
@@ -67,15 +68,6 @@ _RATE_S = 2.0
 """The speed that is told is that of the last seconds."""
 
 
-class Traffic:
-    """How many requests of clients a pool has served. Counted where they come in, looked at by its tasks."""
-
-    __slots__ = ("requests",)
-
-    def __init__(self) -> None:
-        self.requests = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrubSettings:
     """How often, and how fast."""
@@ -98,7 +90,7 @@ class Stretch(NamedTuple):
     """Why nothing can be read any more."""
 
 
-def check_stretch(store: ShardStore, after: Place | None, most: int, most_bytes: int) -> Stretch:
+def check_stretch(store: Examined, after: Place | None, most: int, most_bytes: int) -> Stretch:
     """Read and verify at most `most` shards behind `after`, until they have `most_bytes`. Blocking.
 
     A shard that was dropped since it was listed is no finding. Raise StoreError or IntegrityError when the
@@ -121,21 +113,24 @@ def check_stretch(store: ShardStore, after: Place | None, most: int, most_bytes:
 
 
 class Scrubber:
-    """The task of one pool. `run` is the only one that changes the record, `StartScrub` apart."""
+    """The task of one pool. `run` is the only one that changes the record, `StartScrub` apart.
+
+    `served` counts the requests of clients that the pool has served.
+    """
 
     def __init__(
         self,
         store: ShardStore,
         runtime: Runtime,
         reports: LossReports,
-        traffic: Traffic,
+        served: Callable[[], int],
         settings: ScrubSettings,
     ) -> None:
         self._store = store
         self._clock = runtime.clock
         self._run_blocking = runtime.run_blocking
         self._reports = reports
-        self._traffic = traffic
+        self._served = served
         self._settings = settings
         self._record = ScrubRecord()
         self._known = trio.Event()
@@ -146,7 +141,7 @@ class Scrubber:
         self._unsaved = False
         self._untold: dict[Place, CheckedShard] = {}
         self._told = -_TELL_S
-        self._requests_seen = 0
+        self._seen = served()
         self._clients_until = 0.0
         self._rate = _Rate()
 
@@ -180,9 +175,12 @@ class Scrubber:
         return ScrubFindings(findings=tuple(map(_wire_finding, findings)))
 
     async def _state(self) -> ScrubState:
+        return ScrubState(progress=await self._progress())
+
+    async def _progress(self) -> ScrubProgress:
         held = (await self._run_blocking(self._store.usage)).shards
         current, last = self._record.current, self._record.last
-        return ScrubState(
+        return ScrubProgress(
             current=None if current is None else _summary(current),
             last=None if last is None else _summary(last),
             held=held,
@@ -318,8 +316,9 @@ class Scrubber:
     def _speed(self, current: ScrubPass) -> float:
         """Return how many bytes a second may be read now."""
         now = self._clock.now()
-        if self._traffic.requests != self._requests_seen:
-            self._requests_seen = self._traffic.requests
+        served = self._served()
+        if served != self._seen:
+            self._seen = served
             self._clients_until = now + _CLIENTS_S
         clients = now < self._clients_until
         if current.requested:

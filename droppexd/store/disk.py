@@ -49,7 +49,8 @@ from droppexd.store.identity import (
     write_identity,
     write_sealed,
 )
-from droppexd.store.index import Held, ShardIndex, Transaction, shard_key
+from droppexd.store.index import Held, ShardIndex, Transaction
+from droppexd.store.index_reader import shard_key
 from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 from droppexd.store.large import LargeShards
 from droppexd.store.small import examine_small

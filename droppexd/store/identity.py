@@ -66,6 +66,14 @@ def lock_folder(folder: Path) -> int:
         fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StoreError(f"cannot use the data folder {folder}: {error}") from error
+    take_lock(fd, folder)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def take_lock(fd: int, folder: Path) -> None:
+    """Lock an open lock file; close it and raise IdentityError when another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -75,9 +83,6 @@ def lock_folder(folder: Path) -> int:
             f"{folder} is in use by another droppexd (process {owner}): stop that one, "
             "or give this pool a data folder of its own"
         ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def read_identity(folder: Path) -> PoolIdentity | None:

@@ -83,11 +83,33 @@ class StoredShard(Protocol):
         ...
 
 
+class Examined(Protocol):
+    """Where shards can be examined: a store, or the folder of a stopped pool."""
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now, past what the store keeps in memory of it.
+
+        Raise NoSuchShard, IntegrityError when its header is damaged or is that of another shard.
+        """
+        ...
+
+    def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
+        """Return the shards that are held of these extents, in the order of `extents`, then of indices."""
+        ...
+
+    def page(self, after: tuple[ExtentId, int] | None, limit: int) -> list[Holding]:
+        """Return a page of everything held, ordered by (extent, shard index), after that one.
+
+        Damaged shards are listed too, so that they can be dropped by their generation.
+        """
+        ...
+
+
 SmallShard = tuple[ShardHeader, bytes]
 """A shard of one piece of at most SMALL_SIZE bytes, and that piece."""
 
 
-class ShardStore(Protocol):
+class ShardStore(Examined, Protocol):
     """Shards on one disk."""
 
     @property
@@ -122,24 +144,6 @@ class ShardStore(Protocol):
 
     def header(self, extent: ExtentId, index: int) -> ShardHeader:
         """Return what the shard says of itself; raise NoSuchShard, IntegrityError when it is damaged."""
-        ...
-
-    def examine(self, extent: ExtentId, index: int) -> StoredShard:
-        """Open a shard as it stands on the disk now, past what the store keeps in memory of it.
-
-        Raise NoSuchShard, IntegrityError when its header is damaged or is that of another shard.
-        """
-        ...
-
-    def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
-        """Return the shards that are held of these extents, in the order of `extents`, then of indices."""
-        ...
-
-    def page(self, after: tuple[ExtentId, int] | None, limit: int) -> list[Holding]:
-        """Return a page of everything held, ordered by (extent, shard index), after that one.
-
-        Damaged shards are listed too, so that they can be dropped by their generation.
-        """
         ...
 
     def drop(self, holdings: Sequence[Holding]) -> list[Holding]:

@@ -832,8 +832,8 @@ class ScrubSummary:
     trouble: Annotated[str, Bounds(0, 1024)] = ""
 
 
-@message(81)
-class ScrubState(Reply):
+@record
+class ScrubProgress:
     """Where a pool's scrub is: the pass under way, and the last that ended.
 
     `held` shards are there now; `expected_size` is a guess of what the current pass will have read, in
@@ -845,6 +845,13 @@ class ScrubState(Reply):
     held: int
     expected_size: int
     rate: int
+
+
+@message(81)
+class ScrubState(Reply):
+    """Where the pool's scrub is."""
+
+    progress: ScrubProgress
 
 
 @message(80, reply=ScrubState, callers=_APP)
@@ -880,3 +887,89 @@ class GetScrubFindings(Request[ScrubFindings]):
     """Ask what the pass of that number found, while it is the current or the last one."""
 
     number: int
+
+
+# -- client to app: scrubs and checks --------------------------------------------------------------
+
+
+@record
+class PoolScrub:
+    """A pool and its scrub; without `progress` it could not be asked, and `error` says why."""
+
+    pool: PoolNumber
+    name: Label
+    machine: Label
+    progress: ScrubProgress | None = None
+    error: Annotated[str, Bounds(0, 512)] = ""
+
+
+@message(41)
+class Scrubs(Reply):
+    """The scrubs of all pools that count."""
+
+    pools: Annotated[tuple[PoolScrub, ...], Bounds(0, 4096)]
+
+
+@message(40, reply=Scrubs, callers=_CLIENT)
+class WatchScrubs(Request[Scrubs]):
+    """Ask all pools where their scrubs are; with `start`, begin or join a pass at full speed on each."""
+
+    start: bool = False
+
+
+@message(42, reply=ScrubFindings, callers=_CLIENT)
+class ListFindings(Request[ScrubFindings]):
+    """Ask what pass `number` of a pool found."""
+
+    pool: PoolNumber
+    number: int
+
+
+class ShardFault(NamedTuple):
+    """A shard of a file that does not count now.
+
+    `extent` is its extent's place in the file, from 0. `state` is missing (by the record), absent, damaged,
+    unreadable, or unreachable (its pool could not be asked); `pool` is 0 where it is missing.
+    """
+
+    extent: Annotated[int, Bounds(0, MAX_EXTENTS - 1)]
+    shard: ShardIndex
+    state: Annotated[str, Bounds(0, 16)]
+    pool: PoolNumber
+    name: Label
+    machine: Label
+    reason: Annotated[str, Bounds(0, 512)]
+
+
+CHECKED_EXTENTS = 16
+"""Extents that are checked in one request: 4 GiB of file data."""
+
+
+@message(45)
+class FileChecked(Reply):
+    """What the pools found of some extents of a file; go on with the extent `next`, unless it is 0.
+
+    `size` is that of the file and `extents` how many it has; `checked_size` and `shards` are about these
+    extents, `verified_size` is what their sound shards take. `survives_...` counts sound shards alone.
+    """
+
+    name: FileName
+    version: VersionId
+    size: int
+    extents: int
+    next: int
+    checked_size: int
+    shards: int
+    verified_size: int
+    faults: Annotated[tuple[ShardFault, ...], Bounds(0, CHECKED_EXTENTS * (MAX_K + MAX_M))]
+    survives_pools: Survives | None
+    survives_machines: Survives | None
+
+
+@message(44, reply=FileChecked, callers=_CLIENT)
+class CheckFile(Request[FileChecked]):
+    """Have the pools read every shard of some extents of a file, from the extent `first` on."""
+
+    name: FileName
+    version: VersionId | None = None
+    first: Annotated[int, Bounds(0, MAX_EXTENTS - 1)] = 0

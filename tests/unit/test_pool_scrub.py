@@ -10,7 +10,7 @@ from droppexd.coding import piece_checksum
 from droppexd.errors import IntegrityError, PeerError, StoreError
 from droppexd.model import ExtentId, Holding, Layout, ShardHeader, VersionId
 from droppexd.roles.pool_check import LOST, ShardState
-from droppexd.roles.pool_scrub import Scrubber, ScrubSettings, Traffic
+from droppexd.roles.pool_scrub import Scrubber, ScrubSettings
 from droppexd.roles.scrub_record import SUBJECT, ScrubRecord
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.messages import GetScrub, GetScrubFindings, StartScrub
@@ -72,7 +72,7 @@ class Scene:
         self.settings = settings
         self.disk = SimulatedDisk()
         self.reports = Reports()
-        self.traffic = Traffic()
+        self.served = 0
         self.store = self.scrubber = self.scope = self.ended = None
         self.open()
 
@@ -99,7 +99,9 @@ class Scene:
             writer.finish(header)
 
     def start(self):
-        self.scrubber = Scrubber(self.store, self.stage.runtime, self.reports, self.traffic, self.settings)
+        self.scrubber = Scrubber(
+            self.store, self.stage.runtime, self.reports, lambda: self.served, self.settings
+        )
         self.scope, self.ended = trio.CancelScope(), trio.Event()
         self.stage.nursery.start_soon(self._run, self.scope, self.ended)
 
@@ -127,7 +129,8 @@ class Scene:
             GetScrub: "get_scrub",
             GetScrubFindings: "get_findings",
         }[type(request)]
-        return await getattr(self.scrubber, handler)(None, request, ())
+        reply = await getattr(self.scrubber, handler)(None, request, ())
+        return getattr(reply, "progress", reply)
 
     async def wait_for_end(self, number):
         while self.scrubber.record.last is None or self.scrubber.record.last.number < number:
@@ -216,7 +219,7 @@ def test_the_limit_holds_when_the_period_would_want_more(scene):
 
 async def serve_clients(one):
     while True:
-        one.traffic.requests += 1
+        one.served += 1
         await trio.sleep(0.1)
 
 
