@@ -32,6 +32,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 Parse = Callable[[Any], Any]
 """From what TOML gives, or the text of a flag or variable, to a value. Raises ValueError or TypeError."""
 
+_LEAST_REPAIR = 64 * 1024
 _MIB = 1024**2
 _GIB = 1024**3
 
@@ -268,6 +269,14 @@ class Config:
             metavar="DURATION",
         ),
     ] = 10.0
+    controller_replace_after: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "A pool that was down for so long is out: its shards are rebuilt on others.",
+            metavar="DURATION",
+        ),
+    ] = 600.0
     controller_delete_grace: Annotated[
         float,
         Option(
@@ -337,6 +346,14 @@ class Config:
             metavar="SIZE",
         ),
     ] = 50_000_000
+    pool_repair_limit: Annotated[
+        int,
+        Option(
+            parse_size,
+            "What the pool rebuilds of lost shards a second while it serves clients; more while it does not.",
+            metavar="SIZE",
+        ),
+    ] = 16 * _MIB
     keys_own: Annotated[
         tuple[str, ...],
         Option(
@@ -521,6 +538,10 @@ def _complaints(config: Config, origins: Origins) -> list[str]:
     problems.extend(_address_complaints(config))
     if config.controller_down_after < 2 * config.controller_heartbeat:
         problems.append("controller.down_after must be at least twice controller.heartbeat")
+    if config.controller_replace_after < config.controller_down_after:
+        problems.append("controller.replace_after must be at least controller.down_after")
+    if config.pool_repair_limit < _LEAST_REPAIR:
+        problems.append("pool.repair_limit must be at least 64 KiB")
     if Role.APP in config.roles and config.app_buffer < 32 * _MIB:
         problems.append("app.buffer must be at least 32 MiB: a few chunks in flight")
     return problems

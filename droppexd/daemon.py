@@ -228,6 +228,7 @@ class _Process:
                     advertise=config.controller_advertise,
                     heartbeat_s=config.controller_heartbeat,
                     down_after_s=config.controller_down_after,
+                    replace_after_s=config.controller_replace_after,
                     delete_grace_s=config.controller_delete_grace,
                     session_lease_s=config.controller_session_lease,
                 ),
@@ -263,6 +264,7 @@ class _Process:
                     scrub=ScrubSettings(
                         every_s=config.pool_scrub_every, limit_bytes_s=config.pool_scrub_limit
                     ),
+                    repair_bytes_per_s=config.pool_repair_limit,
                 ),
                 task_status=started,
             )

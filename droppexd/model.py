@@ -248,8 +248,11 @@ class PoolState(enum.StrEnum):
     """Up, but its disk failed or is full: reads only."""
     DOWN = "down"
     """Not heard of for 10 s: nothing is sent there; it may return."""
+    CHECKING = "checking"
+    """Up, but its folder is older than what was last heard of it: it is read, and not relied on, until it
+    has compared what it holds with the records."""
     OUT = "out"
-    """Down for `replace_after`, or replaced by hand: its shards count as missing."""
+    """Down for `replace_after`: its shards count as missing. It may still return."""
 
 
 class Membership(enum.StrEnum):
@@ -273,6 +276,20 @@ class PoolRecord:
     membership: Label = Membership.MEMBER.value
     boot_id: Annotated[bytes, Bounds(0, 16)] = b""
     joined_ms: int = 0
+    checking: bool = False
+    """Whether its folder may be older than what the records say of it, until the two are compared."""
+
+
+@record
+class ScrubReport:
+    """What a pool says of its scrubs: when the last that read everything ended, and how far the present is.
+
+    `lost` counts what the two found damaged or gone; it is mended elsewhere.
+    """
+
+    ended_ms: int = 0
+    percent: Annotated[int, Bounds(0, 100)] = 0
+    lost: int = 0
 
 
 @record
@@ -290,11 +307,12 @@ class PoolInfo:
     capacity: int
     free: int
     shards: int = 0
+    scrub: ScrubReport = ScrubReport()
 
     @property
     def readable(self) -> bool:
         """Whether reading from it is worth a try."""
-        return self.state in (PoolState.UP, PoolState.READ_ONLY)
+        return self.state in (PoolState.UP, PoolState.READ_ONLY, PoolState.CHECKING)
 
     @property
     def writable(self) -> bool:
@@ -423,6 +441,23 @@ class SurvivalCount:
 
 
 @record
+class RepairStatus:
+    """How far the cluster has come in mending itself. All counts are of shards."""
+
+    done: int = 0
+    """Put back since the last time that nothing was missing."""
+    left: int = 0
+    running: int = 0
+    stuck: int = 0
+    """Of those left: without a pool to go to, or of extents that cannot be read now."""
+    bytes_per_s: int = 0
+    eta_s: int | None = None
+    """Seconds that the rest takes at the present pace; None when there is no pace to tell by."""
+    moving: int = 0
+    """Still on pools whose disks failed, and can be read there."""
+
+
+@record
 class ClusterStatus:
     """The cluster at a glance, as the master sees it now."""
 
@@ -439,3 +474,8 @@ class ClusterStatus:
     warnings: Annotated[tuple[Annotated[str, Bounds(0, 1024)], ...], Bounds(0, 256)] = ()
     empty_files: int = 0
     """Part of `files`, but not of `survival`: they are kept in the catalogue alone."""
+    machine_survival: Annotated[tuple[SurvivalCount, ...], Bounds(0, 64)] = ()
+    """As `survival`, by how many more machines may be lost."""
+    repair: RepairStatus = RepairStatus()
+    quarantined: int = 0
+    """Shards on pools that belong to no history that this catalogue knows; they are kept."""

@@ -161,6 +161,28 @@ class Placement:
             chosen = self._choices[key] = self._fill(table, layout, order, usable_now)
         return chosen
 
+    def spare(
+        self, extent: ExtentId, layout: Layout, pools: Sequence[int], usable: Callable[[int], bool]
+    ) -> int:
+        """Return the pool that a shard goes to when `pools` have the others; MISSING: none can.
+
+        The best usable pool in the extent's order that keeps the limits on machines and zones; where none
+        does, the limits give way one by one.
+        """
+        table = self._table(layout)
+        candidates = [pool for pool in table.orders[_set_of(extent)] if pool not in pools and usable(pool)]
+        held = [pool for pool in pools if pool in self._places]
+        machine_limit, zone_limit = table.machine_limit, table.zone_limit
+        while candidates and machine_limit <= layout.total:
+            for pool in candidates:
+                if self._fits(pool, held, machine_limit, zone_limit):
+                    return pool
+            if zone_limit < layout.total:
+                zone_limit += 1
+            else:
+                machine_limit += 1
+        return MISSING
+
     def _table(self, layout: Layout) -> _Table:
         table = self._tables.get(layout)
         if table is None:

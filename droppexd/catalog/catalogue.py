@@ -32,6 +32,7 @@ from droppexd.catalog.grace import Grace
 from droppexd.catalog.keys import (
     CLUSTER,
     DEGRADED,
+    EXTENTS,
     NEXT_POOL,
     PLACEMENTS,
     POOLS,
@@ -44,6 +45,7 @@ from droppexd.catalog.keys import (
     garbage_key,
     name_key,
     parse_degraded,
+    parse_id,
     parse_placement,
     parse_session,
     parse_work,
@@ -51,8 +53,10 @@ from droppexd.catalog.keys import (
     work_key,
 )
 from droppexd.catalog.listing import Page, find_names, list_names
-from droppexd.catalog.placements import Counts
+from droppexd.catalog.placements import Counts, survives_machines, survives_pools
+from droppexd.catalog.reconciling import Judge, Stretch, reconcile
 from droppexd.catalog.records import (
+    StoredExtent,
     Totals,
     pack_fields,
     unpack_extent,
@@ -64,6 +68,7 @@ from droppexd.catalog.records import (
     unpack_totals,
     unpack_version,
 )
+from droppexd.catalog.repairs import Barrier, LosePool, LoseShards, Place, PlaceShards, ReleaseGarbage
 from droppexd.catalog.state import Session, State
 from droppexd.errors import CatalogError, DroppexError, NotFound, NotMaster, SessionClosed, StaleRead
 from droppexd.model import (
@@ -138,6 +143,7 @@ class Catalogue:
         self._failure: DroppexError | None = None
         self._large_changes = 0
         self._large_files = survey.LargeFiles()
+        self._large_files_by_machine = survey.LargeFiles()
 
     # -- what is in memory ---------------------------------------------------------------------
 
@@ -237,6 +243,35 @@ class Catalogue:
         found = await self._engine.range(start, end_of(DEGRADED), limit)
         return [parse_degraded(entry.key) for entry in found]
 
+    async def records(self, extents: Sequence[ExtentId]) -> list[StoredExtent | None]:
+        """Return the records of these extents, with their versions; None where there is none."""
+        self.check()
+        entries = await self._engine.get([extent_key(extent) for extent in extents])
+        return [
+            None if entry is None else unpack_extent(extent, entry.value)
+            for extent, entry in zip(extents, entries, strict=True)
+        ]
+
+    async def extents(self, after: ExtentId | None, limit: int) -> list[Extent]:
+        """Return a page of all extents, in the order of their ids."""
+        self.check()
+        start = EXTENTS if after is None else extent_key(after) + b"\0"
+        found = await self._engine.range(start, end_of(EXTENTS), limit)
+        return [unpack_extent(ExtentId(*parse_id(entry.key)), entry.value).extent for entry in found]
+
+    def places(self, pool: int) -> int:
+        """Return how many extents have a shard on this pool."""
+        return sum(
+            counts.extents for (_, _, pools), counts in self._state.placements.items() if pool in pools
+        )
+
+    @property
+    def missing(self) -> int:
+        """How many shards are missing, of all extents together."""
+        return sum(
+            counts.extents * pools.count(MISSING) for (_, _, pools), counts in self._state.placements.items()
+        )
+
     async def survival(self, lost: Collection[int]) -> tuple[SurvivalCount, ...]:
         """Count files and extents by how many more pools they may lose, when these are lost already.
 
@@ -244,8 +279,26 @@ class Catalogue:
         go; only files of several extents are read, and only when they or the lost pools have changed.
         """
         self.check()
+        gone = frozenset(lost)
         return await survey.survival(
-            self._engine, self._state, frozenset(lost), self._large_files, self._large_changes
+            self._engine,
+            self._state,
+            lambda placement: survives_pools(placement, gone),
+            self._large_files,
+            (self._large_changes, gone),
+        )
+
+    async def machine_survival(self, lost: Collection[int]) -> tuple[SurvivalCount, ...]:
+        """Count files and extents by how many more machines they may lose, as `survival` does by pools."""
+        self.check()
+        gone = frozenset(lost)
+        machines = {number: pool.machine for number, pool in self._state.pools.items()}
+        return await survey.survival(
+            self._engine,
+            self._state,
+            lambda placement: survives_machines(placement, machines, gone),
+            self._large_files_by_machine,
+            (self._large_changes, gone, machines),
         )
 
     # -- names ---------------------------------------------------------------------------------
@@ -284,6 +337,33 @@ class Catalogue:
         Raise Conflict when it has not, and StaleRead when the extent is gone.
         """
         return await self._change(ChangeExtent(extent, edition, pools))
+
+    async def place_shards(self, pool: int, places: Sequence[Place]) -> list[Place]:
+        """Record that a pool has these shards, where the records still have that edition.
+
+        Return those that were refused.
+        """
+        return await self._change(PlaceShards(pool, places))
+
+    async def lose_shards(self, pool: int, shards: Sequence[tuple[ExtentId, int, bool]]) -> int:
+        """Record shards as missing that a pool lost, or has damaged; return how many it was named for.
+
+        Each is an extent, an index, and whether the shard is there but damaged.
+        """
+        return await self._change(LoseShards(pool, shards))
+
+    async def lose_pool(self, pool: int, extents: Sequence[ExtentId]) -> int:
+        """Record as missing what these extents have on a pool that is out or removed; return how many."""
+        return await self._change(LosePool(pool, extents))
+
+    async def release_garbage(self, pool: int) -> None:
+        """Wait no longer for a removed pool to confirm what it dropped."""
+        while await self._change(ReleaseGarbage(pool)):
+            pass
+
+    async def settle(self) -> None:
+        """Return when all changes that came before are committed or refused."""
+        await self._change(Barrier())
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -375,6 +455,17 @@ class Catalogue:
             for holding, record, dead, is_over in zip(holdings, records, garbage, over, strict=True)
             if _is_dead(pool, holding, record, dead, ripe, is_over=is_over)
         ]
+
+    async def reconcile(
+        self, pool: int, after: ExtentId | None, holdings: Sequence[Holding], *, last: bool
+    ) -> Stretch:
+        """Compare a stretch of what a pool holds with the records; see `reconciling.reconcile`."""
+        self.check()
+        judge = Judge(self._grace.ripe(self._clock.now()), self._is_over, self._is_known)
+        return await reconcile(self._engine, judge, pool, after, holdings, last=last)
+
+    def _is_known(self, extent: ExtentId) -> bool:
+        return extent.session in self._state.sessions
 
     def _is_over(self, extent: ExtentId) -> bool:
         """Return whether no commit can name this extent any more, even after a crash of the master."""

@@ -1,7 +1,7 @@
 """Counting what survives: pure arithmetic over placements and losses."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from droppexd.catalog.keys import Placement
@@ -41,15 +41,15 @@ def survives_machines(placement: Placement, machines: Mapping[int, str], lost: C
 class SurvivalTally:
     """Adds up files and extents by how many more losses they survive."""
 
-    def __init__(self, lost: Collection[int]) -> None:
-        self._lost = lost
+    def __init__(self, measure: Callable[[Placement], int]) -> None:
+        self._measure = measure
         self._files: Counter[int] = Counter()
         self._extents: Counter[int] = Counter()
 
     def add_placements(self, placements: Iterable[tuple[Placement, Counts]]) -> None:
         """Count the extents of these placements, and the files that consist of one of them."""
         for placement, counts in placements:
-            survives = survives_pools(placement, self._lost)
+            survives = self._measure(placement)
             self._extents[survives] += counts.extents
             self._files[survives] += counts.files
 

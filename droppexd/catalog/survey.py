@@ -1,14 +1,15 @@
 """How safe everything is: counters for placements, and a scan of the files of several extents."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from droppexd.catalog.batch import EXTENTS_AT_ONCE
 from droppexd.catalog.engine import Engine
-from droppexd.catalog.keys import LARGE, end_of, extent_key, parse_id, placement_of, version_key
-from droppexd.catalog.placements import SurvivalTally, survives_pools
+from droppexd.catalog.keys import LARGE, Placement, end_of, extent_key, parse_id, placement_of, version_key
+from droppexd.catalog.placements import SurvivalTally
 from droppexd.catalog.records import unpack_extent, unpack_version
 from droppexd.catalog.state import State
 from droppexd.model import SurvivalCount, Version, VersionId
@@ -16,31 +17,36 @@ from droppexd.model import SurvivalCount, Version, VersionId
 _VERSIONS_AT_ONCE = 64
 
 
+Measure = Callable[[Placement], int]
+"""How many losses an extent with this placement survives."""
+
+
 @dataclass(slots=True)
 class LargeFiles:
     """What the last scan found, and for which state of things it holds."""
 
-    seen: tuple[int, frozenset[int]] | None = None
+    seen: object = None
     files: Counter[int] = field(default_factory=Counter)
 
 
 async def survival(
-    engine: Engine, state: State, lost: frozenset[int], large: LargeFiles, changes: int
+    engine: Engine, state: State, measure: Measure, large: LargeFiles, changes: object
 ) -> tuple[SurvivalCount, ...]:
     """Count files and extents by how many more losses they survive.
 
-    `changes` tells whether any file of several extents changed since `large` was filled.
+    `changes` is another value whenever a file of several extents has changed, or what is measured, since
+    `large` was filled.
     """
-    if large.seen != (changes, lost):
-        large.files = await _scan(engine, lost)
-        large.seen = (changes, lost)
-    tally = SurvivalTally(lost)
+    if large.seen != changes:
+        large.files = await _scan(engine, measure)
+        large.seen = changes
+    tally = SurvivalTally(measure)
     tally.add_placements(state.placements.items())
     tally.add_files(large.files)
     return tally.result()
 
 
-async def _scan(engine: Engine, lost: frozenset[int]) -> Counter[int]:
+async def _scan(engine: Engine, measure: Measure) -> Counter[int]:
     """Return how many names of files of several extents survive how many losses."""
     files: Counter[int] = Counter()
     start, end = LARGE, end_of(LARGE)
@@ -50,7 +56,7 @@ async def _scan(engine: Engine, lost: frozenset[int]) -> Counter[int]:
         for version_id, entry in zip(ids, await engine.get(list(map(version_key, ids))), strict=True):
             if entry is not None:
                 version = unpack_version(version_id, entry.value)
-                survives = await _survives(engine, version, lost)
+                survives = await _survives(engine, version, measure)
                 if survives is not None:
                     files[survives] += version.names
         if len(found) < _VERSIONS_AT_ONCE:
@@ -58,7 +64,7 @@ async def _scan(engine: Engine, lost: frozenset[int]) -> Counter[int]:
         start = found[-1].key + b"\0"
 
 
-async def _survives(engine: Engine, version: Version, lost: frozenset[int]) -> int | None:
+async def _survives(engine: Engine, version: Version, measure: Measure) -> int | None:
     """Return how many more losses a version survives, or None when it was removed meanwhile."""
     weakest: int | None = None
     for start in range(0, len(version.extents), EXTENTS_AT_ONCE):
@@ -67,7 +73,7 @@ async def _survives(engine: Engine, version: Version, lost: frozenset[int]) -> i
             if entry is None:
                 return None
             extent = unpack_extent(extent_id, entry.value).extent
-            survives = survives_pools(placement_of(extent.layout, extent.pools), lost)
+            survives = measure(placement_of(extent.layout, extent.pools))
             weakest = survives if weakest is None else min(weakest, survives)
         await trio.lowlevel.checkpoint()
     return weakest

@@ -291,7 +291,7 @@ def _confirm_removal(command: _Command, names: list[str]) -> None:
     from droppexd.cli.client_arguments import refuse_unasked
     from droppexd.cli.client_names import Amount, count_below
 
-    command.checked(lambda: refuse_unasked(sys.stdin.isatty()))
+    command.checked(lambda: refuse_unasked("rm -r", on_terminal=sys.stdin.isatty()))
     counted: list[Amount] = []
 
     async def count(session: "Session") -> int:
@@ -364,14 +364,52 @@ def status(
     command.finish(lambda session: show_status(session, exact=exact, check=check))
 
 
-@app.command()
-def pools(context: typer.Context, exact: BytesFlag = False, as_json: JsonFlag = False) -> None:
+pools = typer.Typer(
+    help="List the pools: where they are, how they are, how full they are.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(pools, name="pools", invoke_without_command=True)
+
+
+@pools.callback()
+def list_pools(context: typer.Context, exact: BytesFlag = False, as_json: JsonFlag = False) -> None:
     """List the pools: where they are, how they are, how full they are."""
+    if context.invoked_subcommand is not None:
+        return
     command = _Command(context, as_json=as_json)
 
-    from droppexd.cli.client_names import show_pools
+    from droppexd.cli.client_pools import show_pools
 
     command.finish(lambda session: show_pools(session, exact=exact))
+
+
+@pools.command()
+def replace(
+    context: typer.Context,
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The name or the number of a pool.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the pool is up, or files are lost with it.")
+    ] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Give up a pool whose disk or machine is lost, at once and for good.
+
+    Its shards are rebuilt on the other pools. It cannot come back; an empty folder may take its name.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_arguments import refuse_unasked
+    from droppexd.cli.client_pools import replace_pool
+
+    if not yes:
+        command.checked(lambda: refuse_unasked("pools replace", on_terminal=sys.stdin.isatty()))
+        if not _says_yes(f"Give up pool {pool} for good and rebuild its shards on the others?"):
+            raise typer.Exit(1)
+    command.finish(lambda session: replace_pool(session, pool, force=force))
 
 
 @app.command()

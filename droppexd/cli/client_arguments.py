@@ -58,10 +58,10 @@ def refuse_get(local: str | None, *, recursive: bool, part: str | None, as_json:
         raise UsageError("--json and the file cannot both go to standard output")
 
 
-def refuse_unasked(on_terminal: bool) -> None:
-    """Raise UsageError when `rm -r` would have to ask and nobody is there."""
+def refuse_unasked(command: str, *, on_terminal: bool) -> None:
+    """Raise UsageError when a command would have to ask and nobody is there."""
     if not on_terminal:
-        raise UsageError("rm -r asks before it removes, and there is no terminal: add --yes")
+        raise UsageError(f"{command} asks before it removes, and there is no terminal: add --yes")
 
 
 class Upload(NamedTuple):

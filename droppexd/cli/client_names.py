@@ -15,8 +15,6 @@ from droppexd.cli.render import (
     described_lines,
     entry_document,
     entry_line,
-    pool_document,
-    pool_lines,
     problems,
     size_text,
     status_document,
@@ -203,15 +201,3 @@ async def show_status(session: Session, *, exact: bool, check: bool) -> int:
         for line in status_lines(reply, exact=exact):
             output.line(line)
     return ExitCode.FAILURE if check and problems(reply.status) else ExitCode.OK
-
-
-async def show_pools(session: Session, *, exact: bool) -> int:
-    """Print the pools."""
-    output = session.output
-    pools = (await session.client.status()).status.pools
-    if output.as_json:
-        output.document([pool_document(pool) for pool in pools])
-        return ExitCode.OK
-    for line in pool_lines(pools, exact=exact):
-        output.line(line)
-    return ExitCode.OK

@@ -168,6 +168,10 @@ def dev(
         str,
         typer.Option("--delete-grace", metavar="DURATION", help=OPTIONS["controller_delete_grace"].help),
     ] = "60s",
+    replace_after: Annotated[
+        str,
+        typer.Option("--replace-after", metavar="DURATION", help=OPTIONS["controller_replace_after"].help),
+    ] = "10m",
     log_level: Annotated[
         str, typer.Option("--log-level", metavar="LEVEL", help=OPTIONS["log_level"].help)
     ] = "info",
@@ -181,12 +185,17 @@ def dev(
     """
     if die_with is not None:
         die_with_parent(die_with)
-    from droppexd.cli.daemon_dev import run_dev
+    from droppexd.cli.daemon_dev import DevOptions, run_dev
 
+    options = DevOptions(
+        pools=pools,
+        layout=layout,
+        delete_grace=delete_grace,
+        replace_after=replace_after,
+        log_level=log_level,
+    )
     try:
-        code = run_dev(
-            pools=pools, folder=data, layout=layout, delete_grace=delete_grace, log_level=log_level
-        )
+        code = run_dev(data, options)
     except (DroppexError, OSError, ExceptionGroup) as error:
         code = fail(error)
     raise typer.Exit(code)

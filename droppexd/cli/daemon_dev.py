@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -39,25 +40,42 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     return Path(base) / "droppex" / "dev"
 
 
-def run_dev(*, pools: int, folder: Path | None, layout: str, delete_grace: str, log_level: str) -> int:
+class DevOptions(NamedTuple):
+    """What a dev cluster is told; texts as they were typed, which its processes read."""
+
+    pools: int
+    layout: str
+    delete_grace: str
+    replace_after: str
+    log_level: str
+
+    def check(self) -> None:
+        """Raise ConfigError with all that is wrong."""
+        problems = []
+        for name, parse, text in (
+            ("layout", parse_layout, self.layout),
+            ("delete-grace", parse_duration, self.delete_grace),
+            ("replace-after", parse_duration, self.replace_after),
+        ):
+            try:
+                parse(text)
+            except ValueError as error:
+                problems.append(f"--{name}: {error}")
+        if problems:
+            raise ConfigError(problems)
+
+
+def run_dev(folder: Path | None, options: DevOptions) -> int:
     """Run a cluster until a signal; return the exit code. Must be called in the main thread."""
     folder = (folder or default_folder(os.environ)).expanduser().absolute()
-    try:
-        parse_layout(layout)
-    except ValueError as error:
-        raise ConfigError([f"--layout: {error}"]) from None
-    try:
-        parse_duration(delete_grace)
-    except ValueError as error:
-        raise ConfigError([f"--delete-grace: {error}"]) from None
+    options.check()
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
     with _locked(folder):
         (folder / "dev.json").unlink(missing_ok=True)
-        cluster = _Cluster(folder, ["--log-level", log_level])
-        return trio.run(_run, cluster, pools, layout, delete_grace)
+        return trio.run(_run, _Cluster(folder, options))
 
 
 @contextmanager
@@ -70,15 +88,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-async def _run(cluster: "_Cluster", pools: int, layout: str, delete_grace: str) -> int:
+async def _run(cluster: "_Cluster") -> int:
     code = 0
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             try:
                 with _start_deadline():
-                    await cluster.start(pools, layout, delete_grace)
-                    await cluster.wait_until_it_answers(pools)
+                    await cluster.start()
+                    await cluster.wait_until_it_answers()
                 cluster.write_files()
                 cluster.show()
                 code = await cluster.watch()
@@ -134,25 +152,25 @@ class _Child:
 class _Cluster:
     """The processes of one dev cluster, and the files that describe them."""
 
-    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+    def __init__(self, folder: Path, options: DevOptions) -> None:
         self._folder = folder
-        self._options = tuple(options)
+        self._options = options
         self._children: list[_Child] = []
 
-    async def start(self, pools: int, layout: str, delete_grace: str) -> None:
+    async def start(self) -> None:
         """Start the processes; return when each of them serves.
 
         The app comes last, so that it knows all pools from its first moment.
         """
-        controller = await self._start_child(
-            Role.CONTROLLER, "controller", ["--controller-delete-grace", delete_grace]
-        )
+        told = ["--controller-delete-grace", self._options.delete_grace]
+        told += ["--controller-replace-after", self._options.replace_after]
+        controller = await self._start_child(Role.CONTROLLER, "controller", told)
         seeds = ["--controller", controller.address]
         async with trio.open_nursery() as nursery:
-            for number in range(1, pools + 1):
+            for number in range(1, self._options.pools + 1):
                 options = [*seeds, "--pool-reserve", _POOL_RESERVE]
                 nursery.start_soon(self._start_child, Role.POOL, f"pool-{number}", options)
-        await self._start_child(Role.APP, "app", [*seeds, "--layout", layout])
+        await self._start_child(Role.APP, "app", [*seeds, "--layout", self._options.layout])
 
     async def _start_child(self, role: Role, name: str, options: Sequence[str]) -> _Child:
         reader, writer = os.pipe()
@@ -178,12 +196,12 @@ class _Cluster:
         log = self._folder / "logs" / f"{name}.log"
         command = [sys.executable, "-m", "droppexd", "--role", role, "--name", name]
         command += ["--listen", "tcp://127.0.0.1:0", "--report-fd", str(report_fd)]
-        command += ["--die-with-parent", str(os.getpid())]
+        command += ["--die-with-parent", str(os.getpid()), "--log-level", self._options.log_level]
         if role != Role.APP:
             command += ["--data", str(self._folder / name)]
         with log.open("wb") as file:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-                [*command, *self._options, *options],
+                [*command, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -193,13 +211,13 @@ class _Cluster:
             )
         return _Child(role, name, process, log)
 
-    async def wait_until_it_answers(self, pools: int) -> None:
+    async def wait_until_it_answers(self) -> None:
         """Return once the app says that all pools are up."""
         from droppexd.wire.messages import GetStatus
         from droppexd.wire.rpc import Terms, open_connections
         from droppexd.wire.zeromq import open_zeromq_transport
 
-        wanted = {f"pool-{number}" for number in range(1, pools + 1)}
+        wanted = {f"pool-{number}" for number in range(1, self._options.pools + 1)}
         async with (
             open_zeromq_transport() as transport,
             open_connections(transport, terms=Terms()) as connections,

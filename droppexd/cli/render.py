@@ -17,6 +17,7 @@ from droppexd.model import (
     PoolInfo,
     PoolState,
     Receipt,
+    SurvivalCount,
 )
 from droppexd.wire.messages import Described, Status
 
@@ -49,6 +50,16 @@ def time_document(moment_ms: int) -> str:
     """Return a moment for programs: ISO 8601, UTC."""
     text = datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
+
+
+def duration_text(seconds: float) -> str:
+    """Return a length of time for people, in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((at for at, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count) or "0 s"
 
 
 def count_text(count: int, one: str, several: str = "") -> str:
@@ -337,7 +348,9 @@ def problems(status: ClusterStatus) -> list[str]:
     found += [
         f"pool {pool.name or pool.number} on {pool.machine or '?'} is {pool.state}"
         for pool in status.pools
-        if pool.membership != Membership.REMOVED and pool.state != PoolState.UP
+        if pool.membership != Membership.REMOVED
+        and pool.state != PoolState.UP
+        and not any(warning.startswith(f"pool {pool.name} (") for warning in status.warnings)
     ]
     for count in status.survival:
         if count.files and count.survives < 0:
@@ -361,6 +374,11 @@ def pool_document(pool: PoolInfo) -> Document:
         "capacity": pool.capacity,
         "free": pool.free,
         "shards": pool.shards,
+        "scrub": {
+            "ended": time_document(pool.scrub.ended_ms) if pool.scrub.ended_ms else None,
+            "percent": pool.scrub.percent,
+            "lost": pool.scrub.lost,
+        },
     }
 
 
@@ -368,7 +386,8 @@ def pool_lines(pools: Sequence[PoolInfo], *, exact: bool) -> list[str]:
     """Return the pools as a table for people."""
     if not pools:
         return ["no pool has announced itself yet"]
-    rows = [("POOL", "NAME", "MACHINE", "ZONE", "STATE", "MEMBER", "FREE", "OF", "SHARDS", "ADDRESS")]
+    headings = "POOL NAME MACHINE ZONE STATE MEMBER FREE OF SHARDS SCRUBBED ADDRESS"
+    rows = [tuple(headings.split())]
     rows += [
         (
             str(pool.number),
@@ -380,6 +399,7 @@ def pool_lines(pools: Sequence[PoolInfo], *, exact: bool) -> list[str]:
             size_text(pool.free, exact=exact),
             size_text(pool.capacity, exact=exact),
             str(pool.shards),
+            time_text(pool.scrub.ended_ms).partition(" ")[0] if pool.scrub.ended_ms else "-",
             printable(pool.address),
         )
         for pool in pools
@@ -401,10 +421,18 @@ def status_document(reply: Status) -> Document:
         "size": status.size,
         "extents": status.extents,
         "garbage": status.garbage,
-        "survival": [
-            {"survives": count.survives, "files": count.files, "extents": count.extents}
-            for count in status.survival
-        ],
+        "quarantined": status.quarantined,
+        "survival": _survival_document(status.survival),
+        "machine_survival": _survival_document(status.machine_survival),
+        "repair": {
+            "done": status.repair.done,
+            "left": status.repair.left,
+            "running": status.repair.running,
+            "stuck": status.repair.stuck,
+            "moving": status.repair.moving,
+            "bytes_per_s": status.repair.bytes_per_s,
+            "eta_s": status.repair.eta_s,
+        },
         "pools": [pool_document(pool) for pool in status.pools],
         "warnings": list(status.warnings),
         "problems": problems(status),
@@ -422,21 +450,47 @@ def status_lines(reply: Status, *, exact: bool) -> list[str]:
         f"apps         {apps} ({count_text(status.sessions, 'session')})",
         f"files        {count_text(status.files, 'file')}, {size}, {count_text(status.extents, 'extent')}",
     ]
-    lines += [f"losses       {_survival_text(count.survives, count.files)}" for count in status.survival]
+    lines += [f"losses       {_survival_text(count, 'pool')}" for count in status.survival]
+    lines += [f"             {_survival_text(count, 'machine')}" for count in status.machine_survival]
     if status.empty_files:
         lines.append(
             f"             {count_text(status.empty_files, 'empty file')} kept in the catalogue alone"
         )
-    work = f"{count_text(status.garbage, 'removed extent')} to be cleared away" if status.garbage else "none"
-    lines.append(f"work         {work}")
+    work = _work_texts(status)
+    lines += [f"work         {work[0]}", *(f"             {text}" for text in work[1:])]
     lines += ["", *pool_lines(status.pools, exact=exact), ""]
     found = problems(status)
     lines += [f"needs a person: {printable(problem)}" for problem in found] or ["all is well"]
     return lines
 
 
-def _survival_text(survives: int, files: int) -> str:
-    counted = count_text(files, "file")
-    if survives < 0:
+def _survival_document(survival: Sequence[SurvivalCount]) -> list[Document]:
+    return [
+        {"survives": count.survives, "files": count.files, "extents": count.extents} for count in survival
+    ]
+
+
+def _survival_text(count: SurvivalCount, what: str) -> str:
+    counted = f"{count_text(count.files, 'file')} ({count_text(count.extents, 'extent')})"
+    if count.survives < 0:
         return f"{counted} cannot be read now"
-    return f"{counted} would survive the loss of {count_text(survives, 'more pool', 'more pools')}"
+    losses = count_text(count.survives, f"more {what}", f"more {what}s")
+    return f"{counted} would survive the loss of {losses}"
+
+
+def _work_texts(status: ClusterStatus) -> list[str]:
+    """Return what the cluster is busy with."""
+    texts = []
+    repair = status.repair
+    if repair.left:
+        text = f"rebuilding: {count_text(repair.left, 'shard')} missing, {repair.done} done"
+        if repair.bytes_per_s:
+            text += f", {size_text(repair.bytes_per_s)}/s"
+        if repair.eta_s is not None:
+            text += f", about {duration_text(repair.eta_s)} left"
+        texts.append(text)
+    if repair.moving:
+        texts.append(f"moving {count_text(repair.moving, 'shard')} away from failed disks")
+    if status.garbage:
+        texts.append(f"{count_text(status.garbage, 'removed extent')} to be cleared away")
+    return texts or ["none"]

@@ -39,10 +39,12 @@ from droppexd.wire.messages import (
     List,
     Listed,
     ListFindings,
+    PoolReplaced,
     PoolScrub,
     R,
     Remove,
     Rename,
+    ReplacePool,
     Request,
     ScrubFinding,
     Status,
@@ -231,6 +233,13 @@ class Client:
             source=normal_name(source), target=normal_name(target), condition=condition, keep=keep
         )
         return (await self._ask(request)).version
+
+    async def replace_pool(self, pool: str, *, force: bool = False) -> PoolReplaced:
+        """Remove a lost pool for good, by name or number: its shards are rebuilt on others.
+
+        Raise NotFound, and Conflict while it is up or when files would be lost with it, unless `force`.
+        """
+        return await self._ask(ReplacePool(pool=pool, force=force))
 
     async def status(self) -> Status:
         """Return how the cluster is."""

@@ -16,6 +16,7 @@ from droppexd.background import stopping_in_order
 from droppexd.errors import Conflict, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
+from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
 from droppexd.roles.app_verify import Verifier
@@ -49,6 +50,7 @@ from droppexd.wire.messages import (
     PutSmall,
     Remove,
     Rename,
+    ReplacePool,
     Reply,
     Request,
     Status,
@@ -186,7 +188,8 @@ class _App:
             layout=settings.layout,
             chunk_size=settings.chunk_size,
         )
-        self._reader = Reader(connections, registration, master, runtime, suspects)
+        self._reporter = Reporter(connections, runtime.clock)
+        self._reader = Reader(connections, registration, master, runtime, suspects, self._reporter)
         self._verifier = Verifier(connections, registration, master)
         # Coding adds m/k to a chunk; half as much again is the most that a sensible layout adds.
         self._budget = Budget(max(1, settings.buffer_bytes * 2 // (3 * settings.chunk_size)))
@@ -216,6 +219,7 @@ class _App:
                 WatchScrubs: self._verifier.watch_scrubs,
                 ListFindings: self._verifier.list_findings,
                 CheckFile: self._verifier.check_file,
+                ReplacePool: self.pass_on,
             },
             admissions={PutChunk: self.admit_chunk, GetPart: self.admit_part},
         )
@@ -453,6 +457,10 @@ class _App:
             for stream in self._puts.remove_all():
                 nursery.start_soon(stream.work.abort)
 
+    async def report(self) -> None:
+        """Tell pools of shards that readers found missing or wrong, for ever."""
+        await self._reporter.run()
+
     async def reap(self) -> None:
         """Forget transfers whose clients have gone, for ever."""
         idle_s = self._settings.idle_s
@@ -493,6 +501,7 @@ async def serve_app(
                     await registration.open(settings.advertise or listener.address)
                     helpers.start_soon(registration.run)
                     helpers.start_soon(app.reap)
+                    helpers.start_soon(app.report)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()
         await app.give_up_puts()

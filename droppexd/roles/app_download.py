@@ -23,6 +23,7 @@ from droppexd.errors import (
     StaleRead,
 )
 from droppexd.model import MISSING, Extent, PoolInfo, chunk_count, chunk_length, piece_size
+from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import Suspects
@@ -87,7 +88,9 @@ class Reader:
         master: MasterLink,
         runtime: Runtime,
         suspects: Suspects,
+        reporter: Reporter,
     ) -> None:
+        self._reporter = reporter
         self._connections = connections
         self._registration = registration
         self._master = master
@@ -116,6 +119,7 @@ class Reader:
             pace=self._pace,
             suspects=self._suspects,
             late=self._late,
+            reporter=self._reporter,
             clock=self._runtime.clock,
             extent=extent,
             chunk=chunk,
@@ -149,6 +153,7 @@ class _Fetch:
         pace: Pace,
         suspects: Suspects,
         late: Suspects,
+        reporter: Reporter,
         clock: Clock,
         extent: Extent,
         chunk: int,
@@ -158,6 +163,7 @@ class _Fetch:
         self._pace = pace
         self._suspects = suspects
         self._late = late
+        self._reporter = reporter
         self._clock = clock
         self._extent = extent
         self._chunk = chunk
@@ -319,11 +325,13 @@ class _Fetch:
                 raise IntegrityError("the bytes do not match their checksum")
         except NoSuchShard:
             self._failures[index] = f"not on {pool.name}"
+            self._reporter.note(pool.address, extent.id, index)
         except PeerError as error:
             self._unreachable(index, error)
         except DroppexError as error:
             log.warning("shard unreadable extent=%s shard=%d pool=%s: %s", extent.id, index, pool.name, error)
             self._failures[index] = f"{pool.name}: {error}"
+            self._reporter.note(pool.address, extent.id, index)
         else:
             self._pace.note(self._clock.now() - started)
             self._pieces[index] = body[0]

@@ -17,6 +17,7 @@ from droppexd.catalog.changes import Expected
 from droppexd.catalog.engine import Engine
 from droppexd.errors import InvalidRequest, NotMaster, SessionClosed
 from droppexd.model import ClusterStatus, OperationId, Role, normal_name, normal_prefix
+from droppexd.roles.controller_care import Care
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_views import describe, warnings
 from droppexd.runtime import Runtime
@@ -79,6 +80,8 @@ class ControllerSettings:
     """The address that others are told; empty: the one that was bound."""
     heartbeat_s: float = 2.0
     down_after_s: float = 10.0
+    replace_after_s: float = 600.0
+    """A pool that was down for so long is out: its shards count as missing and are rebuilt."""
     session_lease_s: float = 60.0
     delete_grace_s: float = 60.0
     housekeeping_s: float = 5.0
@@ -98,7 +101,8 @@ class _Controller:
         self._boot_id = runtime.entropy.token(16)
         self._started = runtime.clock.now()
         self._address = ""
-        self._announcing = trio.Lock()
+        self._pool_records = trio.Lock()
+        """Held while the record of a pool is judged and written."""
         self._pools = PoolTable(
             catalogue.pools,
             cluster_id=catalogue.cluster_id,
@@ -106,7 +110,11 @@ class _Controller:
             term=catalogue.term,
             heartbeat_s=settings.heartbeat_s,
             down_after_s=settings.down_after_s,
+            replace_after_s=settings.replace_after_s,
+            now=self._started,
         )
+        self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
+        self.care.pools_changed()
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
             number: self._started + settings.session_lease_s
@@ -135,6 +143,7 @@ class _Controller:
                 Remove: self.remove,
                 Rename: self.rename,
                 GetStatus: self.get_status,
+                **self.care.handlers(),
             },
             quick={Lookup: self.lookup_now},
             callers=_CALLERS,
@@ -167,11 +176,13 @@ class _Controller:
         NotFound from a heartbeat asks for this; an IdentityError from here is final, a PeerError is not.
         """
         self._check_term()
-        async with self._announcing:
+        async with self._pool_records:
             record = self._pools.judge(request, self._clock.now(), self._clock.wall_ms())
             if record != self._catalogue.pools.get(record.number):
                 record = await self._catalogue.save_pool(record)
             self._pools.enter(record, request, self._clock.now())
+            self.care.pools_changed()
+            self.care.repair.look_afresh()
         log.info("pool announced number=%d name=%s address=%s", record.number, record.name, record.address)
         return Welcomed(
             number=record.number,
@@ -184,9 +195,17 @@ class _Controller:
     async def heartbeat(self, _call: Call, request: Heartbeat, _body: Body) -> Answer:
         """Note that a pool lives; tell it when there is something to drop."""
         self._check_term()
-        self._pools.heartbeat(request, self._clock.now())
+        out = request.number in self._pools.out()
+        record = self._pools.heartbeat(request, self._clock.now())
+        if record is not None:
+            async with self._pool_records:
+                if self._pools.known(record.number).boot_id == record.boot_id:
+                    self._pools.checked(await self._catalogue.save_pool(record))
+        if out:
+            self.care.pools_changed()
         review = await self._catalogue.has_garbage(request.number)
-        return Heard(review=review, term=self._catalogue.term)
+        work = self.care.repair.has_work(request.number)
+        return Heard(review=review, term=self._catalogue.term, work=work)
 
     async def list_garbage(self, _call: Call, request: ListGarbage, _body: Body) -> Answer:
         """Tell a pool which extents it should look at."""
@@ -328,7 +347,9 @@ class _Controller:
     async def get_status(self, _call: Call, _request: GetStatus, _body: Body) -> Answer:
         """Tell how the cluster is."""
         self._check_term()
-        survival = await self._catalogue.survival(self._pools.unreadable())
+        unreadable = self._pools.unreadable()
+        repair = self.care.repair.status()
+        survival = await self._catalogue.survival(unreadable)
         pools = self._pools.infos()
         totals, sessions = self._catalogue.totals, self._catalogue.sessions
         started_s = self._clock.now() - self._started
@@ -348,10 +369,15 @@ class _Controller:
                     pools,
                     survival,
                     full=self._pools.full(),
+                    repair=repair,
+                    quarantined=self._pools.quarantined(),
                     started_s=started_s,
                     down_after_s=self._settings.down_after_s,
                 ),
                 empty_files=totals.empty_files,
+                machine_survival=await self._catalogue.machine_survival(unreadable),
+                repair=repair,
+                quarantined=self._pools.quarantined(),
             ),
             apps=tuple(sorted({sessions[number].address for number in self._leases})[:_MOST_APPS]),
         )
@@ -366,6 +392,8 @@ class _Controller:
                 log.warning(
                     "pool down number=%d name=%s address=%s", record.number, record.name, record.address
                 )
+                self.care.repair.pool_is_gone(record.number)
+            self.care.give_up_pools()
 
     async def keep_house(self) -> None:
         """Close expired sessions, write floors down, forget outcomes, for ever.
@@ -426,6 +454,8 @@ async def serve_controller(
             controller.is_at(settings.advertise or listener.address)
             nursery.start_soon(controller.watch_pools)
             nursery.start_soon(controller.keep_house)
+            nursery.start_soon(controller.care.record_losses)
+            nursery.start_soon(controller.care.repair.run)
             log.info("master of term %d at %s", catalogue.term, listener.address)
             task_status.started(listener.address)
             await trio.sleep_forever()

@@ -1,10 +1,10 @@
 """The pools as the master sees them: permanent records, and what heartbeats tell. Pure; time is handed in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from droppexd.errors import IdentityError, NotFound, PeerBusy
-from droppexd.model import ClusterMap, Membership, PoolInfo, PoolRecord, PoolState
+from droppexd.errors import Conflict, IdentityError, NotFound, PeerBusy
+from droppexd.model import ClusterMap, Membership, PoolInfo, PoolRecord, PoolState, ScrubReport
 from droppexd.wire.messages import Announce, Heartbeat
 
 _SILENT_HEARTBEATS = 2.5
@@ -35,15 +35,28 @@ class SeenPool:
     free: int = 0
     shards: int = 0
     down: bool = True
+    out: bool = False
+    """Whether it was down for so long that its shards count as missing."""
+    quarantined: int = 0
+    scrub: ScrubReport = field(default_factory=ScrubReport)
     challenged_at: float | None = None
     """When another start of the same pool first asked to take over."""
 
     @property
     def state(self) -> PoolState:
         """What the master makes of it."""
+        if self.out:
+            return PoolState.OUT
         if self.down:
             return PoolState.DOWN
+        if self.record.checking:
+            return PoolState.CHECKING
         return PoolState.READ_ONLY if self.failed or self.full else PoolState.UP
+
+    @property
+    def removed(self) -> bool:
+        """Whether it is removed for good."""
+        return self.record.membership == Membership.REMOVED
 
     def info(self) -> PoolInfo:
         """Return the pool as the map tells of it."""
@@ -60,18 +73,21 @@ class SeenPool:
             capacity=self.capacity,
             free=self.free,
             shards=self.shards,
+            scrub=self.scrub,
         )
 
     def hear(self, said: Announce | Heartbeat, now: float) -> None:
         """Take down what a pool says of itself."""
         self.heard_at = now
-        self.down = False
+        self.down = self.out = False
         self.failed = said.read_only
         self.capacity = said.capacity
         self.free = said.free
         room = max(1, min(_ROOM_BYTES, said.capacity // _FREE_STEPS))
         self.full = said.free < (2 * room if self.full else room)
         self.shards = said.shards
+        if isinstance(said, Heartbeat):
+            self.scrub = said.scrub
 
     def matters(self) -> tuple[object, ...]:
         """Return what readers of the map must learn of when it changes."""
@@ -91,13 +107,17 @@ class PoolTable:
         term: int,
         heartbeat_s: float,
         down_after_s: float,
+        replace_after_s: float,
+        now: float,
     ) -> None:
-        self._pools = {number: SeenPool(record) for number, record in sorted(records.items())}
+        self._pools = {number: SeenPool(record=record) for number, record in sorted(records.items())}
         self._cluster_id = cluster_id
         self._incarnation = incarnation
         self._term = term
         self._silent_s = heartbeat_s * _SILENT_HEARTBEATS
         self._down_after_s = down_after_s
+        self._replace_after_s = replace_after_s
+        self._began = now
         # Versions of a later term are higher, so that nobody takes an old master's map for fresher.
         self._version = term << _MAPS_PER_TERM_BITS
         self._map: ClusterMap | None = None
@@ -123,11 +143,35 @@ class PoolTable:
 
     def infos(self) -> tuple[PoolInfo, ...]:
         """Return all pools, with figures that may be fresher than the map's."""
-        return tuple(pool.info() for pool in self._pools.values())
+        return tuple(pool.info() for pool in self._pools.values() if not pool.removed)
 
     def unreadable(self) -> frozenset[int]:
-        """Return the numbers of the pools that nothing can be read from now."""
-        return frozenset(number for number, pool in self._pools.items() if pool.down)
+        """Return the numbers of the pools that nothing can be relied on to be read from now."""
+        return frozenset(
+            number
+            for number, pool in self._pools.items()
+            if pool.down or pool.record.checking or pool.removed
+        )
+
+    def out(self) -> frozenset[int]:
+        """Return the numbers of the pools whose shards count as missing: out, or removed."""
+        return frozenset(number for number, pool in self._pools.items() if pool.out or pool.removed)
+
+    def removed(self) -> frozenset[int]:
+        """Return the numbers of the pools that are removed for good."""
+        return frozenset(number for number, pool in self._pools.items() if pool.removed)
+
+    def failed(self) -> frozenset[int]:
+        """Return the numbers of the pools whose disks failed, and which can still be read."""
+        return frozenset(
+            number
+            for number, pool in self._pools.items()
+            if pool.failed and not pool.down and not pool.removed
+        )
+
+    def quarantined(self) -> int:
+        """Return how many shards on pools belong to no history that the catalogue knows."""
+        return sum(pool.quarantined for pool in self._pools.values() if not pool.down)
 
     def full(self) -> frozenset[int]:
         """Return the numbers of the pools that take no writes for want of room alone."""
@@ -136,6 +180,32 @@ class PoolTable:
     def known(self, number: int) -> PoolRecord:
         """Return a pool's record; raise NotFound for a number that was never handed out."""
         return self._seen(number).record
+
+    def named(self, name: str) -> PoolRecord:
+        """Return the pool of this name or number; raise NotFound, or Conflict when several have the name."""
+        found = [
+            pool.record
+            for number, pool in self._pools.items()
+            if not pool.removed and name in (pool.record.name, str(number))
+        ]
+        exact = [record for record in found if record.name == name] or found
+        if len(exact) > 1:
+            numbers = ", ".join(str(record.number) for record in exact)
+            raise Conflict(f"several pools are called {name!r}: name one by its number ({numbers})")
+        if not exact:
+            raise NotFound(f"there is no pool {name!r}; `droppex pools` lists them")
+        return exact[0]
+
+    def running(self, number: int, boot_id: bytes) -> PoolRecord:
+        """Return a pool's record; raise NotFound unless this start of it was announced last."""
+        pool = self._seen(number)
+        if pool.removed or pool.record.boot_id != boot_id:
+            raise NotFound(f"this start of pool {number} is not known here; announce it")
+        return pool.record
+
+    def is_down(self, number: int) -> bool:
+        """Return whether a pool is silent."""
+        return self._seen(number).down
 
     def _seen(self, number: int) -> SeenPool:
         pool = self._pools.get(number)
@@ -158,6 +228,7 @@ class PoolTable:
             )
         pool = next((one for one in self._pools.values() if one.record.pool_id == announce.pool_id), None)
         if pool is None:
+            self._check_name(announce)
             return PoolRecord(
                 number=0,
                 pool_id=announce.pool_id,
@@ -171,14 +242,30 @@ class PoolTable:
         if pool.record.membership == Membership.REMOVED:
             raise IdentityError(f"pool {announce.name!r} was removed from the cluster; it cannot come back")
         self._challenge(pool, announce, now)
+        # A start whose predecessor is not the last one that was heard of: the folder may be an old copy.
+        known = pool.record.boot_id
+        strange = bool(known) and known not in (announce.boot_id, announce.previous_boot_id)
         return replace(
             pool.record,
+            checking=pool.record.checking or strange,
             name=announce.name,
             machine=announce.machine,
             zone=announce.zone,
             address=announce.address,
             boot_id=announce.boot_id,
         )
+
+    def _check_name(self, announce: Announce) -> None:
+        """Refuse an empty folder in the place of a pool's: its disk may only not be mounted."""
+        for pool in self._pools.values():
+            record = pool.record
+            if not pool.removed and (record.name, record.machine) == (announce.name, announce.machine):
+                raise IdentityError(
+                    f"this data folder is new, but pool {record.name!r} of machine {record.machine!r} is "
+                    f"known to the cluster with another one. Is its disk mounted? If that one is lost, run "
+                    f"`droppex pools replace {record.name}` first; if this is one more pool of the machine, "
+                    "give it another name"
+                )
 
     def _challenge(self, pool: SeenPool, announce: Announce, now: float) -> None:
         """Let a new start of a pool take over from the last, unless that one still lives elsewhere."""
@@ -209,18 +296,32 @@ class PoolTable:
         pool.hear(announce, now)
         self._note(before, pool)
 
-    def heartbeat(self, beat: Heartbeat, now: float) -> None:
-        """Take in a heartbeat.
+    def heartbeat(self, beat: Heartbeat, now: float) -> PoolRecord | None:
+        """Take in a heartbeat; return the record to be written when the pool's folder is checked now.
 
         Raise NotFound when the pool must announce itself: its number is not known, or its boot id is not
         the one that announced itself last.
         """
         pool = self._seen(beat.number)
+        if pool.removed:
+            raise IdentityError(
+                f"pool {pool.record.name!r} was removed from the cluster; it cannot come back"
+            )
         if pool.record.boot_id != beat.boot_id:
             raise NotFound(f"this start of pool {beat.number} is not known here; announce it")
         before = pool.matters()
         pool.hear(beat, now)
+        pool.quarantined = beat.quarantined
         self._note(before, pool)
+        return replace(pool.record, checking=False) if pool.record.checking and beat.reconciled else None
+
+    def checked(self, record: PoolRecord) -> None:
+        """Take in that what a pool holds was compared with the records."""
+        pool = self._seen(record.number)
+        if pool.record.boot_id == record.boot_id:
+            before = pool.matters()
+            pool.record = record
+            self._note(before, pool)
 
     def expire(self, now: float) -> list[PoolRecord]:
         """Mark the pools down that were silent for too long, and return them."""
@@ -232,6 +333,37 @@ class PoolTable:
                 silent.append(pool.record)
                 self._note(before, pool)
         return silent
+
+    def give_up(self, now: float, most: int) -> list[PoolRecord]:
+        """Count pools as out that were down for `replace_after_s`; return the new ones.
+
+        At most `most` are out at once. The time is of this master's own observation.
+        """
+        given_up: list[PoolRecord] = []
+        out = sum(pool.out and not pool.removed for pool in self._pools.values())
+        for pool in self._pools.values():
+            silent_since = self._began if pool.heard_at is None else pool.heard_at
+            if (
+                pool.down
+                and not pool.out
+                and not pool.removed
+                and now - silent_since >= self._replace_after_s
+                and out < most
+            ):
+                before = pool.matters()
+                pool.out = True
+                out += 1
+                given_up.append(pool.record)
+                self._note(before, pool)
+        return given_up
+
+    def remove(self, record: PoolRecord) -> None:
+        """Take in that a pool was removed for good."""
+        pool = self._seen(record.number)
+        before = pool.matters()
+        pool.record = record
+        pool.down = True
+        self._note(before, pool)
 
     def _note(self, before: tuple[object, ...] | None, pool: SeenPool) -> None:
         if before != pool.matters():

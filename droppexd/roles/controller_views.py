@@ -9,6 +9,7 @@ from droppexd.model import (
     ExtentPlaces,
     PoolInfo,
     PoolState,
+    RepairStatus,
     ShardPlace,
     SurvivalCount,
     Version,
@@ -66,13 +67,15 @@ def warnings(
     survival: Sequence[SurvivalCount],
     *,
     full: Collection[int],
+    repair: RepairStatus,
+    quarantined: int,
     started_s: float,
     down_after_s: float,
 ) -> tuple[str, ...]:
     """Return what a person should know of, one sentence each.
 
-    `full` are the pools that are read-only for want of room, `started_s` is how long this master has been at
-    work.
+    `full` are the pools that are read-only for want of room, `quarantined` counts shards of unknown
+    histories, `started_s` is how long this master has been at work.
     """
     found: list[str] = []
     down = [pool for pool in pools if pool.state == PoolState.DOWN]
@@ -89,6 +92,27 @@ def warnings(
     if not pools:
         found.append("no pool has joined yet")
     found += [f"pool {pool.name} ({pool.machine}) is down" for pool in down]
+    found += [
+        f"pool {pool.name} ({pool.machine}) is out: its shards are rebuilt on the others. If it is lost for "
+        f"good, `droppex pools replace {pool.name}` says so"
+        for pool in pools
+        if pool.state == PoolState.OUT
+    ]
+    found += [
+        f"pool {pool.name} ({pool.machine}) runs on an older copy of its folder, which is being compared"
+        for pool in pools
+        if pool.state == PoolState.CHECKING
+    ]
+    if repair.stuck:
+        found.append(
+            f"{repair.stuck} missing shards cannot be rebuilt now: no pool for them takes writes, "
+            "or too few of the others can be read. Bring pools back, or add one"
+        )
+    if quarantined:
+        found.append(
+            f"{quarantined} shards on pools are of files that this catalogue never knew; they are kept, and "
+            "wait for `droppex orphans`"
+        )
     found += [
         f"pool {pool.name} ({pool.machine}) takes no writes: "
         + ("its disk is full" if pool.number in full else "its disk failed")

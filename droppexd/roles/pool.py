@@ -9,10 +9,11 @@ import trio
 
 from droppexd.background import stopping_in_order
 from droppexd.brief import BriefWork
-from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound, StoreError
-from droppexd.model import MISSING, ExtentId
+from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
+from droppexd.roles.pool_rebuild import Rebuilder
+from droppexd.roles.pool_reconcile import Reconciler
 from droppexd.roles.pool_scrub import Scrubber, ScrubSettings
 from droppexd.roles.pool_writer import (
     CREDIT,
@@ -22,31 +23,38 @@ from droppexd.roles.pool_writer import (
     header_of,
     verify_piece,
 )
+from droppexd.roles.throttle import Throttle
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore
 from droppexd.wire.messages import (
-    PAGE_LIMIT,
     AbortShard,
     Announce,
     CheckShards,
-    ConfirmDropped,
     Done,
     GetScrub,
     GetScrubFindings,
     Heartbeat,
     KeepShard,
-    ListGarbage,
     Piece,
     PieceWritten,
     Ping,
     Pong,
     ReadPiece,
-    Review,
     StartScrub,
     Welcomed,
     WritePiece,
 )
-from droppexd.wire.rpc import Answer, Call, Limits, Respond, Service, Terms, open_connections, serve
+from droppexd.wire.rpc import (
+    Answer,
+    Call,
+    Connections,
+    Limits,
+    Respond,
+    Service,
+    Terms,
+    open_connections,
+    serve,
+)
 from droppexd.wire.transport import Frame, Peer, Transport
 
 log = logging.getLogger("droppex.pool")
@@ -54,11 +62,6 @@ log = logging.getLogger("droppex.pool")
 _MASTER_S = 10.0
 _PAUSE_S = 1.0
 """Before a master that refused is asked again; its disk may be full, and the pool outlives that."""
-
-_MOST_DOUBTFUL = 4096
-"""Shards of uploads that were given up; the look through everything finds those beyond."""
-_DOUBTFUL_TRIES = 30
-"""Heartbeats after which such a shard is left to the look through everything."""
 
 _DRAIN_S = 2.0
 """Requests that run when the pool is told to stop get this long."""
@@ -78,13 +81,21 @@ class PoolSettings:
     idle_s: float = 120.0
     """A shard whose writer was silent for so long is given up."""
     scrub: ScrubSettings = field(default_factory=ScrubSettings)
+    repair_bytes_per_s: int = 16 * 1024 * 1024
+    """What it rebuilds of lost shards while it serves clients; as much as it can while it does not."""
 
 
 class _Pool:
     """The handlers of one pool."""
 
     def __init__(
-        self, store: ShardStore, master: MasterLink, runtime: Runtime, settings: PoolSettings, terms: Terms
+        self,
+        store: ShardStore,
+        master: MasterLink,
+        connections: Connections,
+        runtime: Runtime,
+        settings: PoolSettings,
+        terms: Terms,
     ) -> None:
         self._store = store
         self._master = master
@@ -94,14 +105,21 @@ class _Pool:
         self._boot_id = store.identity.boot_id
         self._streams = ShardStreams(store, runtime)
         self._small = SmallWriter(store, runtime)
-        self._number = MISSING
-        self._garbage = trio.Event()
         self._reads = BriefWork(runtime)
+        self._client_requests = 0
         self._losses = LossReports(store, master)
         self._checker = ShardChecker(store, runtime, self._losses)
-        self._served = 0
-        self.scrubber = Scrubber(store, runtime, self._losses, lambda: self._served, settings.scrub)
-        self._doubtful: dict[ExtentId, int] = {}
+        self.scrubber = Scrubber(store, runtime, self._losses, lambda: self._client_requests, settings.scrub)
+        self._reconciler = Reconciler(store, master, runtime, terms, self._losses, settings.review_s)
+        self._rebuilder = Rebuilder(
+            store=store,
+            small=self._small,
+            connections=connections,
+            master=master,
+            runtime=runtime,
+            reconciler=self._reconciler,
+            throttle=Throttle(runtime.clock, settings.repair_bytes_per_s, lambda: self._client_requests),
+        )
 
     def service(self) -> Service:
         """Return what a pool answers."""
@@ -127,6 +145,7 @@ class _Pool:
 
     def admit_piece(self, _peer: Peer, request: WritePiece, body: Sequence[Frame]) -> object:
         """Number the pieces of a shard in the order in which they arrive."""
+        self._client_requests += 1
         return self._streams.admit(request, body)
 
     def write_now(self, call: Call, request: WritePiece, body: Sequence[Frame], respond: Respond) -> bool:
@@ -134,7 +153,6 @@ class _Pool:
 
         The latter is answered when the commit that it joins is flushed.
         """
-        self._served += 1
         stream = call.ticket
         if isinstance(stream, ShardStream):
             if not self._streams.write_now(stream, request, body):
@@ -164,8 +182,7 @@ class _Pool:
     async def abort_shard(self, _call: Call, request: AbortShard, _body: Sequence[Frame]) -> Answer:
         """Forget a shard that is being written; ask the master soon about one that is stored already."""
         await self._streams.abort(request.extent, request.index)
-        if len(self._doubtful) < _MOST_DOUBTFUL:
-            self._doubtful[request.extent] = _DOUBTFUL_TRIES
+        self._reconciler.doubt(request.extent)
         return Done()
 
     async def keep_shard(self, _call: Call, request: KeepShard, _body: Sequence[Frame]) -> Answer:
@@ -175,19 +192,23 @@ class _Pool:
 
     def read_now(self, _call: Call, request: ReadPiece, _body: Sequence[Frame], respond: Respond) -> bool:
         """Serve a piece without a task, while the disk answers at once."""
-        self._served += not request.repair
+        self._client_requests += not request.repair
         if not self._reads.brief:
             return False
-        piece, checksum = self._reads.now(self._store.read, request.extent, request.index, request.chunk)
-        respond((Piece(checksum=checksum), (piece,)))
+        respond(self._reads.now(self._read, request))
         return True
 
     async def read_piece(self, _call: Call, request: ReadPiece, _body: Sequence[Frame]) -> Answer:
         """Serve a piece as it is stored; its reader verifies it."""
-        piece, checksum = await self._runtime.run_blocking(
-            self._store.read, request.extent, request.index, request.chunk
-        )
-        return Piece(checksum=checksum), (piece,)
+        return await self._runtime.run_blocking(self._read, request)
+
+    def _read(self, request: ReadPiece) -> Answer:
+        """Read a piece, and for who repairs the hints of its shard. Blocking."""
+        piece, checksum = self._store.read(request.extent, request.index, request.chunk)
+        if not request.repair or request.chunk:
+            return Piece(checksum=checksum), (piece,)
+        header = self._store.header(request.extent, request.index)
+        return Piece(checksum=checksum, version=header.version, name=header.name), (piece,)
 
     # -- the master ----------------------------------------------------------------------------
 
@@ -222,7 +243,9 @@ class _Pool:
                 await trio.sleep(_PAUSE_S)
                 continue
             await self._runtime.run_blocking(self._store.join, welcomed.cluster_id)
-            self._number = self._losses.number = welcomed.number
+            self._losses.number = self._rebuilder.number = welcomed.number
+            self._rebuilder.incarnation = welcomed.incarnation
+            self._reconciler.announced(welcomed.number)
             log.info("announced number=%d master=%s", welcomed.number, self._master.address)
             return welcomed
 
@@ -239,6 +262,9 @@ class _Pool:
                     free=usage.free,
                     shards=usage.shards,
                     read_only=bool(self._store.read_only),
+                    reconciled=self._reconciler.reconciled,
+                    quarantined=self._reconciler.quarantined,
+                    scrub=self.scrubber.report(usage.shards),
                 )
                 heard = await self._master.call(request, timeout_s=_MASTER_S)
             except (IdentityError, NotFound) as error:
@@ -248,81 +274,16 @@ class _Pool:
             except DroppexError as error:
                 log.warning("heartbeat to the master failed: %s", error)
                 continue
-            if heard.review or self._doubtful:
-                self._garbage.set()
+            self._reconciler.heard(review=heard.review)
+            self._rebuilder.heard(work=heard.work)
 
-    async def look_through_garbage(self) -> None:
-        """Drop what is dead: when the master says that there is some, and now and then of all that is held.
+    async def reconcile(self) -> None:
+        """Compare what is held with the master's records, for ever."""
+        await self._reconciler.run()
 
-        Apart from the heartbeats: a long look must not make the pool seem dead.
-        """
-        clock = self._runtime.clock
-        reviewed = clock.now()
-        while True:
-            with trio.move_on_after(max(0.0, reviewed + self._settings.review_s - clock.now())):
-                await self._garbage.wait()
-            try:
-                if self._garbage.is_set():
-                    self._garbage = trio.Event()
-                    await self._collect_garbage(self._number)
-                    await self._review_doubtful(self._number)
-                if clock.now() - reviewed >= self._settings.review_s:
-                    reviewed = clock.now()
-                    await self._review_everything(self._number)
-            except DroppexError as error:
-                log.warning("the look through the garbage is put off: %s", error)
-
-    async def _collect_garbage(self, number: int) -> None:
-        """Drop what the master calls dead, page by page, and confirm it."""
-        after: ExtentId | None = None
-        while True:
-            page = await self._master.call(ListGarbage(number=number, after=after), timeout_s=_MASTER_S)
-            if not page.extents:
-                return
-            held = await self._runtime.run_blocking(self._store.find, page.extents)
-            for start in range(0, len(held), PAGE_LIMIT):
-                await self._drop_dead(number, held[start : start + PAGE_LIMIT])
-            left = await self._runtime.run_blocking(self._store.find, page.extents)
-            kept = {holding.extent for holding in left}
-            gone = tuple(extent for extent in page.extents if extent not in kept)
-            if gone:
-                await self._master.call(ConfirmDropped(number=number, extents=gone), timeout_s=_MASTER_S)
-            after = page.extents[-1]
-
-    async def _review_doubtful(self, number: int) -> None:
-        """Ask about shards of uploads that were given up, until the master's floor has passed them."""
-        extents = list(self._doubtful)[:PAGE_LIMIT]
-        if not extents:
-            return
-        held = await self._runtime.run_blocking(self._store.find, extents)
-        for start in range(0, len(held), PAGE_LIMIT):
-            await self._drop_dead(number, held[start : start + PAGE_LIMIT])
-        left = {holding.extent for holding in await self._runtime.run_blocking(self._store.find, extents)}
-        for extent in extents:
-            tries = self._doubtful.pop(extent) - 1
-            if extent in left and tries:
-                self._doubtful[extent] = tries  # Behind the others, so that each gets its turn.
-
-    async def _review_everything(self, number: int) -> None:
-        """Ask the master about all that is held, page by page: uploads that failed leave shards behind."""
-        after: tuple[ExtentId, int] | None = None
-        while True:
-            held = await self._runtime.run_blocking(self._store.page, after, PAGE_LIMIT)
-            if not held:
-                return
-            await self._drop_dead(number, held)
-            after = (held[-1].extent, held[-1].shard)
-
-    async def _drop_dead(self, number: int, held: Sequence[Any]) -> None:
-        verdicts = await self._master.call(Review(number=number, holdings=tuple(held)), timeout_s=_MASTER_S)
-        asked = set(held)
-        drop = [holding for holding in verdicts.drop if holding in asked]
-        if not drop:
-            return
-        if verdicts.term < self._terms.current:
-            raise StoreError("an order to drop shards came from a master of the past; refused")
-        await self._runtime.run_blocking(self._store.drop, drop)
-        log.info("dropped shards=%d", len(drop))
+    async def rebuild(self) -> None:
+        """Rebuild lost shards, for ever."""
+        await self._rebuilder.run()
 
     # -- housekeeping --------------------------------------------------------------------------
 
@@ -356,7 +317,7 @@ async def serve_pool(
     terms = Terms()
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         master = MasterLink(connections, controllers, runtime)
-        pool = _Pool(store, master, runtime, settings, terms)
+        pool = _Pool(store, master, connections, runtime, settings, terms)
         async with trio.open_nursery() as helpers:
             helpers.start_soon(pool.run_small_writer)
             helpers.start_soon(pool.reap)
@@ -366,7 +327,8 @@ async def serve_pool(
                     known_as = settings.advertise or listener.address
                     welcomed = await pool.announce(known_as)
                     front.start_soon(pool.keep_alive, known_as, welcomed)
-                    front.start_soon(pool.look_through_garbage)
+                    front.start_soon(pool.reconcile)
+                    front.start_soon(pool.rebuild)
                     front.start_soon(pool.scrubber.run)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()

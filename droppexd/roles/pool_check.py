@@ -162,13 +162,14 @@ class ShardChecker:
         checks: list[CheckedShard] = []
         for name in request.shards:
             async with self._room:  # Shard by shard, so that one long list keeps no short one waiting.
-                checks.append(await self._run_blocking(check_shard, self._store, name.extent, name.shard))
-        for check in checks:
+                check = await self._run_blocking(check_shard, self._store, name.extent, name.shard)
+            checks.append(check)
             if check.state in LOST:
                 log.warning(
                     "shard %d of extent %s is %s: %s", check.shard, check.extent, check.state, check.reason
                 )
-        await self._reports.tell(checks)
+                # At once: while the others are read it may be rebuilt, and must not be called lost then.
+                await self._reports.tell([check])
         return ShardsChecked(checks=tuple(map(_told, checks)))
 
 

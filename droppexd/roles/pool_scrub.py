@@ -17,8 +17,8 @@ from typing import NamedTuple
 import trio
 
 from droppexd.errors import DroppexError
-from droppexd.model import ExtentId
-from droppexd.roles.pool_check import CheckedShard, LossReports, ShardState, check_shard
+from droppexd.model import ExtentId, ScrubReport
+from droppexd.roles.pool_check import LOST, CheckedShard, LossReports, ShardState, check_shard
 from droppexd.roles.scrub_record import (
     SUBJECT,
     Place,
@@ -140,7 +140,8 @@ class Scrubber:
         self._saved = 0.0
         self._unsaved = False
         self._untold: dict[Place, CheckedShard] = {}
-        self._told = -_TELL_S
+        self._refused = -math.inf
+        """When the master last did not take what it was told."""
         self._seen = served()
         self._clients_until = 0.0
         self._rate = _Rate()
@@ -151,6 +152,15 @@ class Scrubber:
     def record(self) -> ScrubRecord:
         """What is known of the scrubs."""
         return self._record
+
+    def report(self, held: int) -> ScrubReport:
+        """Return what a heartbeat of a pool with `held` shards tells of the scrubs."""
+        current, last = self._record.current, self._record.last
+        return ScrubReport(
+            ended_ms=0 if last is None or last.trouble else last.ended_ms,
+            percent=0 if current is None else min(100, 100 * current.shards // max(1, held)),
+            lost=sum(one.lost for one in (current, last) if one is not None),
+        )
 
     async def start_scrub(self, _call: Call, _request: StartScrub, _body: Sequence[Frame]) -> Answer:
         """Begin a pass at full speed, or join the one that runs so."""
@@ -270,7 +280,8 @@ class Scrubber:
                 checked.state,
                 checked.reason,
             )
-            self._untold[checked.extent, checked.shard] = checked
+            if checked.state in LOST:
+                self._untold[checked.extent, checked.shard] = checked
         await self._tell()
         if self._record.current is not current:
             return  # Another pass was asked for, and it reads these shards again.
@@ -330,21 +341,30 @@ class Scrubber:
     async def _tell(self) -> None:
         """Tell the master what is lost; wait for it only when too much has gathered."""
         while self._untold:
-            since_s = self._clock.now() - self._told
+            since_s = self._clock.now() - self._refused
             if since_s < _TELL_S:
                 if len(self._untold) < _MOST_UNTOLD:
                     return
                 await trio.sleep(_TELL_S - since_s)
+            if not math.isinf(since_s):
+                await self._look_again()
             told = list(self._untold.values())
-            self._told = self._clock.now()
             try:
                 await self._reports.tell(told)
             except DroppexError as error:
                 log.warning("the master was not told of lost shards yet: %s", error)
+                self._refused = self._clock.now()
                 continue
             for checked in told:
                 del self._untold[checked.extent, checked.shard]
-            self._told = -_TELL_S
+            self._refused = -math.inf
+
+    async def _look_again(self) -> None:
+        """Forget findings that waited and are not true any more: what was rebuilt must not be called lost."""
+        for place in list(self._untold):
+            checked = await self._run_blocking(check_shard, self._store, *place)
+            if checked.state not in LOST:
+                del self._untold[place]
 
     # -- the folder ----------------------------------------------------------------------------
 

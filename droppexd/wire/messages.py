@@ -34,6 +34,7 @@ from droppexd.model import (
     PoolNumber,
     Receipt,
     Role,
+    ScrubReport,
     Survives,
     Token16,
     Version,
@@ -538,6 +539,7 @@ class Heartbeat(Request[Heard]):
     read_only: bool
     reconciled: bool = True
     quarantined: int = 0
+    scrub: ScrubReport = ScrubReport()
 
 
 ExtentIds = Annotated[tuple[ExtentId, ...], Bounds(0, PAGE_LIMIT)]
@@ -661,11 +663,22 @@ MAX_ORDERS = 256
 """Orders in one answer, and results in one report."""
 
 
+class PoolAddress(NamedTuple):
+    """Where a pool can be reached."""
+
+    number: PoolNumber
+    address: Address
+
+
 @message(65)
 class Work(Reply):
-    """Shards that the pool is to rebuild; none when there is nothing for it now."""
+    """Shards that the pool is to rebuild; none when there is nothing for it now.
+
+    `pools` are those of the extents that can be read from.
+    """
 
     orders: Annotated[tuple[RepairOrder, ...], Bounds(0, MAX_ORDERS)]
+    pools: Annotated[tuple[PoolAddress, ...], Bounds(0, 4096)]
     term: int
 
 
@@ -701,6 +714,29 @@ class ShardsStored(Request[Recorded]):
     number: PoolNumber
     boot_id: Token16
     shards: ExpectedShards
+
+
+# -- client to app, app to controller: pools -------------------------------------------------------
+
+
+@message(69)
+class PoolReplaced(Reply):
+    """The pool is removed for good; so many extents had a shard there."""
+
+    number: PoolNumber
+    name: Label
+    shards: int
+
+
+@message(68, reply=PoolReplaced, callers=_CLIENT)
+class ReplacePool(Request[PoolReplaced]):
+    """Remove a pool that is lost, by name or number: its shards are rebuilt elsewhere.
+
+    Without `force` refused while it is up, and when files would be lost with it.
+    """
+
+    pool: Label
+    force: bool = False
 
 
 # -- app and pool to pool --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import trio.testing
 from droppexd.catalog.simulated import SimulatedDisk as CatalogDisk
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.client import Client, open_client
+from droppexd.errors import IdentityError
 from droppexd.model import Role
 from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
@@ -88,8 +89,8 @@ class Cluster:
         for frame in frames:
             self.trace.update(frame)
 
-    async def start(self, pools: int, *, grace_s: float = 5.0) -> None:
-        await self.start_controller(grace_s=grace_s)
+    async def start(self, pools: int, *, grace_s: float = 5.0, replace_after_s: float = 600.0) -> None:
+        await self.start_controller(grace_s=grace_s, replace_after_s=replace_after_s)
         for number in range(1, pools + 1):
             await self.start_pool(f"pool-{number}")
         await self.start_app()
@@ -107,8 +108,10 @@ class Cluster:
         self.members[name] = member
         return member
 
-    async def start_controller(self, *, grace_s: float = 5.0) -> None:
-        settings = ControllerSettings(name="controller", delete_grace_s=grace_s)
+    async def start_controller(self, *, grace_s: float = 5.0, replace_after_s: float = 600.0) -> None:
+        settings = ControllerSettings(
+            name="controller", delete_grace_s=grace_s, replace_after_s=replace_after_s
+        )
 
         async def body(transport, task_status) -> None:
             engine = SimulatedEngine(self.runtime, self.catalog_disk)
@@ -140,6 +143,35 @@ class Cluster:
             )
 
         await self._start(name, Role.POOL, body)
+
+    async def refused_pool(self, name: str) -> str:
+        """Start a pool that the master must refuse, and return why."""
+        refusal = ""
+
+        async def start(task_status) -> None:
+            nonlocal refusal
+            store = SimulatedStore(self.disks[name], entropy=self.entropy)
+            try:
+                async with self.network.transport(name, Role.POOL) as transport:
+                    await serve_pool(
+                        transport=transport,
+                        address="tcp://127.0.0.1:0",
+                        store=store,
+                        controllers=[self.members["controller"].address],
+                        runtime=self.runtime,
+                        settings=PoolSettings(name=name, machine="one"),
+                    )
+            except* IdentityError as group:
+                error: BaseException = group
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
+                refusal = str(error)
+            finally:
+                store.close()
+            task_status.started()
+
+        await self._nursery.start(start)
+        return refusal
 
     async def start_app(self) -> None:
         async def body(transport, task_status) -> None:

@@ -21,6 +21,7 @@ from droppexd.model import (
     chunk_count,
 )
 from droppexd.roles.app_download import PIECE_S, Download, Reader
+from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import MapView
 from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import SUSPECT_S, Suspects
@@ -80,6 +81,7 @@ class Scene:
             MasterLink(connections, [controller], self.stage.runtime),
             self.stage.runtime,
             Suspects(self.stage.runtime.clock),
+            Reporter(connections, self.stage.runtime.clock),
         )
         extent = Extent(
             id=ExtentId(1, 1), layout=LAYOUT, size=len(CONTENT), chunk_size=CHUNK, pools=(1, 2, 3, 4, 5)

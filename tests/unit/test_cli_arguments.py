@@ -201,6 +201,6 @@ def test_options_of_get_that_exclude_each_other(local, options):
 
 
 def test_rm_does_not_ask_where_nobody_answers():
-    refuse_unasked(on_terminal=True)
+    refuse_unasked("rm -r", on_terminal=True)
     with pytest.raises(UsageError, match="--yes"):
-        refuse_unasked(on_terminal=False)
+        refuse_unasked("rm -r", on_terminal=False)

@@ -1,9 +1,11 @@
 """What the master makes of announcements, heartbeats and silence."""
 
+from dataclasses import replace
+
 import pytest
 
-from droppexd.errors import IdentityError, NotFound, PeerBusy
-from droppexd.model import PoolState
+from droppexd.errors import Conflict, IdentityError, NotFound, PeerBusy
+from droppexd.model import Membership, PoolRecord, PoolState
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.wire.messages import Announce, Heartbeat
 
@@ -20,6 +22,8 @@ def table(records=(), term=1):
         term=term,
         heartbeat_s=2.0,
         down_after_s=10.0,
+        replace_after_s=60.0,
+        now=0.0,
     )
 
 
@@ -177,3 +181,68 @@ def test_the_map_changes_its_version_only_when_something_matters():
     assert pools.map() is not same
     assert pools.map() is pools.map()
     assert table([record], term=2).version > pools.version
+
+
+def test_an_empty_folder_under_the_name_of_a_known_pool_is_refused_until_that_is_removed():
+    pools = table()
+    record = enter(pools)
+    with pytest.raises(IdentityError, match="Is its disk mounted"):
+        pools.judge(announce(pool_id=b"q" * 16), 100.0, 5)
+    assert pools.judge(announce(pool_id=b"q" * 16, machine="n"), 100.0, 5).number == 0
+    pools.remove(replace(record, number=1, membership=Membership.REMOVED.value))
+    assert pools.judge(announce(pool_id=b"q" * 16), 100.0, 5).number == 0
+    assert pools.infos() == ()
+    with pytest.raises(IdentityError, match="was removed"):
+        pools.judge(announce(), 200.0, 5)
+    with pytest.raises(IdentityError, match="was removed"):
+        pools.heartbeat(beat(), 200.0)
+
+
+def test_a_folder_older_than_what_was_heard_of_it_is_checked_before_it_counts():
+    pools = table()
+    enter(pools)
+    enter(pools, now=20.0, boot_id=BOOT_2, previous_boot_id=BOOT_1)
+    assert state(pools) == PoolState.UP
+    enter(pools, now=40.0, boot_id=BOOT_3, previous_boot_id=BOOT_1)
+    assert state(pools) == PoolState.CHECKING
+    assert pools.unreadable() == {1}
+    assert pools.heartbeat(beat(boot_id=BOOT_3, reconciled=False), 41.0) is None
+    checked = pools.heartbeat(beat(boot_id=BOOT_3), 42.0)
+    assert checked is not None
+    pools.checked(checked)
+    assert state(pools) == PoolState.UP
+
+
+def test_a_pool_is_out_after_a_time_of_this_masters_own_and_never_too_many_at_once():
+    known = [
+        PoolRecord(
+            number=number, pool_id=bytes([number]) * 16, name=f"p{number}", machine="m", zone="", address=HERE
+        )
+        for number in (1, 2, 3)
+    ]
+    pools = table(known)
+    assert pools.give_up(59.0, 2) == []
+    assert [record.number for record in pools.give_up(60.0, 2)] == [1, 2]
+    assert pools.give_up(600.0, 2) == []
+    assert pools.out() == {1, 2}
+    assert [pool.state for pool in pools.infos()] == ["out", "out", "down"]
+    pools.enter(known[0], announce(pool_id=known[0].pool_id), 700.0)
+    assert pools.out() == {2}
+    assert [record.number for record in pools.give_up(700.0, 2)] == [3]
+
+
+def test_pools_are_found_by_name_or_number():
+    known = [
+        PoolRecord(
+            number=number, pool_id=bytes([number]) * 16, name=name, machine=machine, zone="", address=HERE
+        )
+        for number, name, machine in ((1, "a", "m"), (2, "b", "m"), (3, "b", "n"), (4, "1", "m"))
+    ]
+    pools = table(known)
+    assert pools.named("a").number == 1
+    assert pools.named("3").number == 3
+    assert pools.named("1").number == 4
+    with pytest.raises(Conflict, match="2, 3"):
+        pools.named("b")
+    with pytest.raises(NotFound):
+        pools.named("c")

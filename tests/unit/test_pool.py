@@ -16,13 +16,20 @@ from droppexd.wire.messages import (
     Announce,
     ConfirmDropped,
     Done,
+    ExpectedShard,
     GarbagePage,
     Heard,
     Heartbeat,
     ListGarbage,
+    LostShard,
     Ping,
     ReadPiece,
+    Reconcile,
+    Reconciled,
+    Recorded,
+    ReportLost,
     Review,
+    ShardsStored,
     Verdicts,
     Welcomed,
 )
@@ -41,6 +48,12 @@ class Master:
         self.dead = []
         self.confirmed = []
         self.reviewed = []
+        self.compared = []
+        self.refuse_comparisons = []
+        self.verdicts = []
+        self.lost = []
+        self.stored = []
+        self.reconciled = []
         self.review_s = 0.0
         self.term = 1
 
@@ -51,7 +64,27 @@ class Master:
             ListGarbage: self.list_garbage,
             Review: self.review,
             ConfirmDropped: self.confirm,
+            Reconcile: self.reconcile,
+            ReportLost: self.report_lost,
+            ShardsStored: self.shards_stored,
         }
+
+    async def reconcile(self, _call, request, _body):
+        self.compared.append(request)
+        if self.refuse_comparisons:
+            raise self.refuse_comparisons.pop(0)
+        answer = self.verdicts.pop(0) if self.verdicts else {}
+        nothing = {"absent": (), "wanted": (), "drop": (), "unknown": (), "term": self.term}
+        upto = None if request.last else request.holdings[-1].extent
+        return Reconciled(**(nothing | {"upto": upto} | answer))
+
+    async def report_lost(self, _call, request, _body):
+        self.lost += request.shards
+        return Done()
+
+    async def shards_stored(self, _call, request, _body):
+        self.stored += request.shards
+        return Recorded(refused=())
 
     async def announce(self, _call, request, _body):
         self.announced.append(request)
@@ -65,7 +98,8 @@ class Master:
             heartbeat_ms=int(HEARTBEAT_S * 1000),
         )
 
-    async def heartbeat(self, _call, _request, _body):
+    async def heartbeat(self, _call, request, _body):
+        self.reconciled.append((request.reconciled, request.quarantined))
         self.heard_at.append(trio.current_time())
         if self.refuse_heartbeats:
             raise self.refuse_heartbeats.pop(0)
@@ -261,6 +295,56 @@ def test_orders_of_a_master_of_the_past_are_refused(scene):
         assert not one.store.find([extent])
 
     scene(body)
+
+
+def test_what_is_held_is_compared_after_each_announcement_until_that_succeeds(scene):
+    def prepare(one):
+        one.master.refuse_comparisons = [CatalogError("not now")] * 2
+        for counter in range(1, 4):
+            one.hold(counter)
+
+    async def body(one):
+        await trio.sleep(30)
+        *refused, first, last = one.master.compared
+        assert len(refused) == 2
+        assert ([held.extent.counter for held in first.holdings], first.after, first.last) == (
+            [1, 2, 3],
+            None,
+            False,
+        )
+        assert (last.holdings, last.after, last.last) == ((), ExtentId(1, 3), True)
+        assert (one.master.reconciled[0][0], one.master.reconciled[-1][0]) == (False, True)
+        one.master.refuse_heartbeats = [NotFound("who?")]
+        await trio.sleep(30)
+        assert len(one.master.compared) == 6
+
+    scene(body, prepare)
+
+
+def test_the_verdicts_of_a_comparison_are_carried_out(scene):
+    def prepare(one):
+        held = [one.hold(counter) for counter in range(1, 6)]
+        damaged = held[4]
+        one.disk.flip_piece(damaged, 0, 0)
+        dead = one.store.find([held[0]])[0]
+        one.master.verdicts = [
+            {
+                "absent": (ExpectedShard(held[1], 0, 3), ExpectedShard(ExtentId(1, 9), 0, 4)),
+                "wanted": (ExpectedShard(held[2], 0, 5), ExpectedShard(damaged, 0, 6)),
+                "drop": (dead, dead._replace(extent=held[3], generation=dead.generation)),
+                "unknown": tuple(one.store.find([held[3]])),
+            }
+        ]
+
+    async def body(one):
+        await trio.sleep(5)
+        # What is there after all is not reported, and what is wanted only when it is whole.
+        assert one.master.lost == [LostShard(ExtentId(1, 9), 0, False)]
+        assert one.master.stored == [ExpectedShard(ExtentId(1, 3), 0, 5)]
+        assert [holding.extent.counter for holding in one.store.page(None, 10)] == [2, 3, 4, 5]
+        assert one.master.reconciled[-1] == (True, 1)
+
+    scene(body, prepare)
 
 
 def test_a_stored_piece_is_served_with_its_checksum(scene):

@@ -458,6 +458,39 @@ def test_a_finding_is_kept_until_a_master_takes_it_and_its_place_is_not_passed_b
     scene(body, every_s=10.0, limit_bytes_s=1_000)
 
 
+def test_what_was_rebuilt_while_the_master_was_away_is_not_called_lost(scene):
+    async def body(one):
+        one.hold(3)
+        one.disk.flip_piece(ExtentId(1, 2), 0, 0)
+        one.disk.flip_piece(ExtentId(1, 3), 0, 0)
+        one.reports.away = True
+        one.start()
+        await one.ask(StartScrub())
+        await one.wait_for_end(2)
+        one.disk.flip_piece(ExtentId(1, 2), 0, 0)
+        one.reports.away = False
+        await trio.sleep(10)
+        assert one.reports.told == [(3, "damaged")]
+
+    scene(body)
+
+
+def test_a_heartbeat_tells_of_the_last_whole_pass_and_of_the_present_one(scene):
+    async def body(one):
+        one.hold(720)
+        one.disk.flip_piece(ExtentId(1, 7), 0, 0)
+        one.start()
+        await trio.sleep(EVERY_S / 4 + 50)
+        report = one.scrubber.report(720)
+        assert (report.ended_ms, report.percent, report.lost) == (0, 25, 1)
+        await one.ask(StartScrub())
+        ended_ms = (await one.wait_for_end(2)).ended_ms
+        report = one.scrubber.report(720)
+        assert (report.ended_ms, report.percent, report.lost) == (ended_ms, 0, 1)
+
+    scene(body)
+
+
 def test_a_finding_of_a_pass_that_ended_is_told_when_the_master_is_back(scene):
     async def body(one):
         one.hold(3)

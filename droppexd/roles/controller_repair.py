@@ -1,0 +1,323 @@
+"""Repair as the master sees it: which shard is rebuilt next, by which pool, and what came of it.
+
+The degraded index of the catalogue is the truth about what is missing; everything here is memory that a new
+master builds again. A bounded number of the most endangered extents is *planned*, each for the pool that
+placement wants the shard on; pools ask for orders, and those that were handed out and not asked about again
+are planned anew. One shard of an extent at a time: so that all extents that could not stand a loss are mended
+before any gets its second shard, and so that the record's edition decides about every result.
+
+When nothing is missing that could be rebuilt, shards are moved away from pools whose disks failed and can
+still be read: planned the same way, from a walk through all extents.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import trio
+
+from droppexd.catalog.catalogue import Catalogue
+from droppexd.model import MISSING, Extent, ExtentId, PoolInfo, RepairStatus, shard_size
+from droppexd.placement import Placement
+from droppexd.roles.controller_pools import PoolTable
+from droppexd.runtime import Clock
+from droppexd.wire.messages import ExpectedShard, PoolAddress, RepairOrder, TakeWork
+
+PLANNED = 4096
+"""Extents that are planned at once, those in work included."""
+PLAN_AGAIN = PLANNED // 2
+"""With fewer than this more are read from the index."""
+PAGE = 512
+BYTES_AT_ONCE = 512 * 1024 * 1024
+"""Bytes of shards in one answer to a pool, the first apart."""
+LOOK_S = 2.0
+"""Between two looks at an index from which there was nothing (more) to plan."""
+BACK_OFF_S = 15.0
+"""Before an order that could not be carried out is planned again."""
+LEASE_S = 60.0
+"""An order of a pool that has not asked for work for so long is planned anew."""
+BACKED_OFF = 16_384
+RATE_WINDOW_S = 10.0
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A shard that is to be rebuilt."""
+
+    extent: Extent
+    shard: int
+    pool: int
+    handed: bool = False
+
+    @property
+    def size(self) -> int:
+        return shard_size(self.extent.size, self.extent.chunk_size, self.extent.layout.k)
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Bytes and shards of the last seconds."""
+
+    events: deque[tuple[float, int]] = field(default_factory=deque)
+    bytes: int = 0
+
+    def add(self, now: float, size: int) -> None:
+        self.events.append((now, size))
+        self.bytes += size
+        self.trim(now)
+
+    def trim(self, now: float) -> None:
+        while self.events and self.events[0][0] < now - RATE_WINDOW_S:
+            self.bytes -= self.events.popleft()[1]
+
+
+class Repair:
+    """The planner of one master."""
+
+    def __init__(self, catalogue: Catalogue, pools: PoolTable, clock: Clock) -> None:
+        self._catalogue = catalogue
+        self._pools = pools
+        self._clock = clock
+        self._planned: dict[ExtentId, _Planned] = {}
+        # By pool, both in the order in which they came: what waits to be taken, and what is in work.
+        self._queued: dict[int, dict[ExtentId, _Planned]] = {}
+        self._handed: dict[int, dict[ExtentId, _Planned]] = {}
+        self._asked_at: dict[int, float] = {}
+        self._backed_off: dict[ExtentId, float] = {}
+        self._news = trio.Event()
+        self._afresh = False
+        self._view_version = -1
+        self._infos: dict[int, PoolInfo] = {}
+        self._placement = Placement(())
+        self._rate = _Rate()
+        self._done = 0
+        self._stuck = 0
+        """Shards that the last look through the index found no pool for, or too few shards to read."""
+
+    # -- what pools ask and tell ---------------------------------------------------------------
+
+    def has_work(self, pool: int) -> bool:
+        """Return whether there are orders for a pool."""
+        return bool(self._queued.get(pool))
+
+    def take(self, request: TakeWork) -> tuple[tuple[RepairOrder, ...], tuple[PoolAddress, ...]]:
+        """Return orders for a pool, and where the shards of their extents can be read."""
+        now = self._clock.now()
+        pool = request.number
+        self._asked_at[pool] = now
+        running = set(request.running)
+        for extent in request.failed:
+            self._back_off(extent, now)
+        handed = self._handed.setdefault(pool, {})
+        self._release([one for one in handed.values() if one.extent.id not in running])
+        orders: list[RepairOrder] = []
+        queue = self._queued.get(pool, {})
+        size = 0
+        while queue and len(orders) < request.room and size < BYTES_AT_ONCE:
+            planned = queue.pop(next(iter(queue)))
+            planned.handed = True
+            handed[planned.extent.id] = planned
+            size += planned.size
+            orders.append(RepairOrder(planned.extent, planned.shard))
+        self._plan_on()
+        return tuple(orders), self._addresses(orders)
+
+    def _addresses(self, orders: Sequence[RepairOrder]) -> tuple[PoolAddress, ...]:
+        numbers = {number for order in orders for number in order.extent.pools}
+        infos = self._view()
+        return tuple(
+            PoolAddress(number, infos[number].address)
+            for number in sorted(numbers)
+            if number in infos and infos[number].readable
+        )
+
+    def recorded(
+        self, pool: int, shards: Sequence[ExpectedShard], refused: Collection[ExpectedShard]
+    ) -> None:
+        """Take note of shards that a pool has reported: those that were not refused are there again."""
+        now = self._clock.now()
+        for place in shards:
+            planned = self._planned.get(place.extent)
+            if planned is not None and planned.pool == pool:
+                self._forget(planned)
+            if place not in refused:
+                self._done += 1
+                self._rate.add(now, planned.size if planned is not None else 0)
+        self._plan_on()
+
+    # -- what the master tells -----------------------------------------------------------------
+
+    def pool_is_gone(self, pool: int) -> None:
+        """Plan anew what a pool was to do that is down."""
+        self._release(list(self._queued.get(pool, {}).values()))
+        self._release(list(self._handed.get(pool, {}).values()))
+        self.look_afresh()
+
+    def look_afresh(self) -> None:
+        """Begin again with the most endangered extents: there are new ones, or other pools."""
+        self._afresh = True
+        self._news.set()
+
+    def status(self) -> RepairStatus:
+        """Return how far it has come."""
+        now = self._clock.now()
+        self._rate.trim(now)
+        missing = self._catalogue.missing
+        if not missing:
+            self._done = 0
+        running = sum(map(len, self._handed.values()))
+        shards_per_s = len(self._rate.events) / RATE_WINDOW_S
+        return RepairStatus(
+            done=self._done,
+            left=missing,
+            running=running,
+            stuck=min(self._stuck, missing),
+            bytes_per_s=int(self._rate.bytes / RATE_WINDOW_S),
+            eta_s=int(missing / shards_per_s) if missing and shards_per_s else None,
+            moving=sum(self._catalogue.places(pool) for pool in self._pools.failed()),
+        )
+
+    # -- planning ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Plan for ever: from the degraded index, and again from its beginning when that changed."""
+        while True:
+            self._afresh = False
+            for queue in self._queued.values():
+                self._release(list(queue.values()))
+            began = self._clock.now()
+            stuck = await self._pass(self._degraded_pages())
+            if stuck is not None:
+                self._stuck = stuck
+                if self._pools.failed():
+                    await self._pass(self._failed_pages())
+            # A long look that finds nothing to do must not be all that the master does.
+            await self._wait(max(LOOK_S, 10 * (self._clock.now() - began)))
+
+    async def _pass(self, pages: AsyncGenerator[list[tuple[Extent, int]], None]) -> int | None:
+        """Plan what the pages bring, as there is room; return how much of it has no pool to go to.
+
+        None when it was not finished because there is something more urgent.
+        """
+        stuck = 0
+        async with aclosing(pages):
+            async for page in pages:
+                stuck += self._plan(page)
+                while len(self._planned) >= PLAN_AGAIN and not self._afresh:
+                    await self._wait(LOOK_S)
+                if self._afresh:
+                    return None
+        return stuck
+
+    async def _wait(self, timeout_s: float) -> None:
+        self._news = trio.Event()
+        if not self._afresh:
+            with trio.move_on_after(timeout_s):
+                await self._news.wait()
+        self._expire()
+
+    async def _degraded_pages(self) -> AsyncGenerator[list[tuple[Extent, int]], None]:
+        """Yield extents with the shard that each is to get, the most endangered first."""
+        after: tuple[int, ExtentId] | None = None
+        while True:
+            page = await self._catalogue.degraded(after, PAGE)
+            records = await self._catalogue.records([extent for _, extent in page])
+            infos = self._view()
+            extents = [one.extent for one in records if one is not None and MISSING in one.extent.pools]
+            extents.sort(key=lambda extent: _readable(extent, infos) - extent.layout.k)
+            yield [(extent, extent.pools.index(MISSING)) for extent in extents]
+            if len(page) < PAGE:
+                return
+            after = page[-1]
+
+    async def _failed_pages(self) -> AsyncGenerator[list[tuple[Extent, int]], None]:
+        """Yield extents that have a shard on a failed disk, with the first such shard."""
+        after: ExtentId | None = None
+        while any(self._catalogue.places(pool) for pool in self._pools.failed()):
+            failed = self._pools.failed()
+            page = await self._catalogue.extents(after, PAGE)
+            yield [
+                (extent, next(at for at, pool in enumerate(extent.pools) if pool in failed))
+                for extent in page
+                if not failed.isdisjoint(extent.pools) and MISSING not in extent.pools
+            ]
+            if len(page) < PAGE:
+                return
+            after = page[-1].id
+
+    def _plan(self, wanted: Sequence[tuple[Extent, int]]) -> int:
+        """Plan these shards; return how many of them cannot be rebuilt now."""
+        now = self._clock.now()
+        infos = self._view()
+        stuck = 0
+        for extent, shard in wanted:
+            if extent.id in self._planned or self._is_backed_off(extent.id, now):
+                continue
+            pool = MISSING
+            if _readable(extent, infos) >= extent.layout.k:
+                others = [number for at, number in enumerate(extent.pools) if at != shard]
+                pool = self._placement.spare(extent.id, extent.layout, others, self._usable)
+            if pool == MISSING:
+                stuck += 1
+                continue
+            planned = _Planned(extent, shard, pool)
+            self._planned[extent.id] = planned
+            self._queued.setdefault(pool, {})[extent.id] = planned
+        return stuck
+
+    def _usable(self, pool: int) -> bool:
+        info = self._infos.get(pool)
+        return info is not None and info.writable
+
+    def _view(self) -> dict[int, PoolInfo]:
+        if self._view_version != self._pools.version:
+            self._view_version = self._pools.version
+            pools = self._pools.map().pools
+            self._infos = {pool.number: pool for pool in pools}
+            self._placement = Placement(pools)
+        return self._infos
+
+    # -- what is planned no more ---------------------------------------------------------------
+
+    def _plan_on(self) -> None:
+        if len(self._planned) < PLAN_AGAIN and self._catalogue.missing:
+            self._news.set()
+
+    def _back_off(self, extent: ExtentId, now: float) -> None:
+        planned = self._planned.get(extent)
+        if planned is not None:
+            self._forget(planned)
+        self._backed_off[extent] = now + BACK_OFF_S
+        if len(self._backed_off) > BACKED_OFF:
+            del self._backed_off[next(iter(self._backed_off))]
+
+    def _is_backed_off(self, extent: ExtentId, now: float) -> bool:
+        until = self._backed_off.get(extent)
+        if until is None:
+            return False
+        if now < until:
+            return True
+        del self._backed_off[extent]
+        return False
+
+    def _expire(self) -> None:
+        silent_since = self._clock.now() - LEASE_S
+        for pool, handed in self._handed.items():
+            if handed and self._asked_at.get(pool, 0.0) < silent_since:
+                self._release(list(handed.values()))
+
+    def _release(self, planned: Sequence[_Planned]) -> None:
+        """Forget planned shards: the index still has them."""
+        for one in planned:
+            self._forget(one)
+
+    def _forget(self, planned: _Planned) -> None:
+        extent = planned.extent.id
+        del self._planned[extent]
+        del (self._handed if planned.handed else self._queued)[planned.pool][extent]
+
+
+def _readable(extent: Extent, infos: dict[int, PoolInfo]) -> int:
+    """Return how many shards of an extent can be read now."""
+    return sum(number in infos and infos[number].readable for number in extent.pools)

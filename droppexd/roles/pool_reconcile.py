@@ -1,0 +1,247 @@
+"""What a pool holds, compared with what the master's records say of it.
+
+A pool drops nothing without the master's word, and counts nothing as its own without it. It asks about dead
+extents when the master has some for it, about shards of puts that were given up, and now and then about
+all that it holds; after each start it compares everything both ways. All of that is one task, in order: a
+verdict is carried out before the next question is asked.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from droppexd.errors import DroppexError, StoreError
+from droppexd.model import MISSING, ExtentId, Holding
+from droppexd.roles.master import MasterLink
+from droppexd.roles.pool_check import CheckedShard, LossReports, ShardState, check_shard
+from droppexd.runtime import Runtime
+from droppexd.store.interface import ShardStore
+from droppexd.wire.messages import (
+    PAGE_LIMIT,
+    ConfirmDropped,
+    ExpectedShard,
+    ListGarbage,
+    Reconcile,
+    Reconciled,
+    Review,
+    ShardsStored,
+)
+from droppexd.wire.rpc import Terms
+
+log = logging.getLogger("droppex.pool")
+
+_MASTER_S = 10.0
+_RETRY_S = 5.0
+"""Before a comparison that failed half way is begun again."""
+
+_MOST_DOUBTFUL = 4096
+"""Shards of uploads that were given up; the look through everything finds those beyond."""
+_DOUBTFUL_TRIES = 30
+"""Heartbeats after which such a shard is left to the look through everything."""
+_LAST_INDEX = 255
+"""Sorts behind every index of an extent."""
+
+
+class Reconciler:
+    """The pool's part in all talk about what it holds."""
+
+    def __init__(
+        self,
+        store: ShardStore,
+        master: MasterLink,
+        runtime: Runtime,
+        terms: Terms,
+        reports: LossReports,
+        review_s: float,
+    ) -> None:
+        self._store = store
+        self._master = master
+        self._clock = runtime.clock
+        self._run_blocking = runtime.run_blocking
+        self._terms = terms
+        self._reports = reports
+        self._review_s = review_s
+        self._boot_id = store.identity.boot_id
+        self._news = trio.Event()
+        self._garbage = False
+        self._doubtful: dict[ExtentId, int] = {}
+        self._comparisons_due = 0
+        self.number = MISSING
+        """This pool's number, once it was announced."""
+        self.reconciled = False
+        """Whether all that is held was compared with the records since the last announcement."""
+        self.quarantined = 0
+        """Shards of sessions that the catalogue does not know, as the last comparison found."""
+        self.verdicts = trio.Lock()
+        """Held from the question to what its answer says. Who lets the master count on a shard that has
+        been here for some time holds it: a verdict on that shard must not be under way."""
+
+    # -- news ----------------------------------------------------------------------------------
+
+    def announced(self, number: int) -> None:
+        """Take note that a master has welcomed this pool: compare everything with its records."""
+        self.number = number
+        self.reconciled = False
+        self._comparisons_due += 1
+        self._news.set()
+
+    def doubt(self, extent: ExtentId) -> None:
+        """Ask the master soon about what is held of an extent."""
+        if len(self._doubtful) < _MOST_DOUBTFUL:
+            self._doubtful[extent] = _DOUBTFUL_TRIES
+
+    def heard(self, *, review: bool) -> None:
+        """Take note of an answer to a heartbeat; `review`: there is garbage."""
+        if review or self._doubtful:
+            self._garbage = True
+            self._news.set()
+
+    async def run(self) -> None:
+        """Ask and do what the answers say, for ever.
+
+        Apart from the heartbeats: a long look must not make the pool seem dead.
+        """
+        clock = self._clock
+        reviewed = clock.now()
+        while True:
+            due_s = _RETRY_S if self._comparisons_due else reviewed + self._review_s - clock.now()
+            with trio.move_on_after(max(0.0, due_s)):
+                await self._news.wait()
+            self._news = trio.Event()
+            if self._comparisons_due:
+                await self._attempt(self._compare_everything)
+            if self._garbage:
+                self._garbage = False
+                await self._attempt(self._collect_garbage)
+                await self._attempt(self._review_doubtful)
+            if clock.now() - reviewed >= self._review_s:
+                reviewed = clock.now()
+                await self._attempt(self._review_everything)
+
+    async def _attempt(self, questions: Callable[[], Awaitable[None]]) -> None:
+        """Ask some questions; what fails is asked again later, and holds up none of the others."""
+        try:
+            await questions()
+        except DroppexError as error:
+            log.warning("comparing what is held with the records is put off: %s", error)
+
+    # -- both ways -----------------------------------------------------------------------------
+
+    async def _compare_everything(self) -> None:
+        """Go through all that is held, and all that should be, in the order of the extents."""
+        due = self._comparisons_due
+        after: ExtentId | None = None
+        quarantined = 0
+        while True:
+            held = await self._page(after)
+            last = not held
+            async with self.verdicts:
+                request = Reconcile(
+                    number=self.number, boot_id=self._boot_id, holdings=held, after=after, last=last
+                )
+                reply = await self._master.call(request, timeout_s=_MASTER_S)
+                await self._report_absent(reply.absent)
+                await self._drop(held, reply.drop, reply.term)
+                await self._offer(reply)
+            quarantined += len(reply.unknown)
+            if reply.upto is None:
+                break
+            after = reply.upto
+        self._comparisons_due -= due
+        self.quarantined = quarantined
+        self.reconciled = not self._comparisons_due
+        log.info("compared with the records quarantined=%d", quarantined)
+
+    async def _page(self, after: ExtentId | None) -> tuple[Holding, ...]:
+        """Return a page of what is held behind an extent, with all shards of each extent."""
+        key = None if after is None else (after, _LAST_INDEX)
+        held = await self._run_blocking(self._store.page, key, PAGE_LIMIT)
+        if len(held) == PAGE_LIMIT:
+            cut = held[-1].extent
+            held = [holding for holding in held if holding.extent != cut]
+        return tuple(held)
+
+    async def _report_absent(self, absent: Sequence[ExpectedShard]) -> None:
+        """Look again for what the records name and the page had not, and tell of what is not there."""
+        if not absent:
+            return
+        held = await self._run_blocking(self._store.find, [place.extent for place in absent])
+        here = {(holding.extent, holding.shard) for holding in held}
+        lost = [place for place in absent if (place.extent, place.shard) not in here]
+        if lost:
+            log.warning("shards are absent that the records name shards=%d", len(lost))
+            await self._reports.tell(
+                CheckedShard(place.extent, place.shard, ShardState.ABSENT) for place in lost
+            )
+
+    async def _offer(self, reply: Reconciled) -> None:
+        """Verify what is held and the records call missing, and tell the master of what is whole."""
+        sound: list[ExpectedShard] = []
+        for place in reply.wanted:
+            check = await self._run_blocking(check_shard, self._store, place.extent, place.shard)
+            if check.state == ShardState.SOUND:
+                sound.append(place)
+        if sound:
+            request = ShardsStored(number=self.number, boot_id=self._boot_id, shards=tuple(sound))
+            recorded = await self._master.call(request, timeout_s=_MASTER_S)
+            log.info("shards are counted again shards=%d", len(sound) - len(recorded.refused))
+
+    # -- what is dead --------------------------------------------------------------------------
+
+    async def _collect_garbage(self) -> None:
+        """Drop what the master calls dead, page by page, and confirm it."""
+        after: ExtentId | None = None
+        while True:
+            page = await self._master.call(ListGarbage(number=self.number, after=after), timeout_s=_MASTER_S)
+            if not page.extents:
+                return
+            held = await self._run_blocking(self._store.find, page.extents)
+            await self._review(held)
+            left = await self._run_blocking(self._store.find, page.extents)
+            kept = {holding.extent for holding in left}
+            gone = tuple(extent for extent in page.extents if extent not in kept)
+            if gone:
+                await self._master.call(ConfirmDropped(number=self.number, extents=gone), timeout_s=_MASTER_S)
+            after = page.extents[-1]
+
+    async def _review_doubtful(self) -> None:
+        """Ask about shards of uploads that were given up, until the master's floor has passed them."""
+        extents = list(self._doubtful)[:PAGE_LIMIT]
+        if not extents:
+            return
+        await self._review(await self._run_blocking(self._store.find, extents))
+        left = {holding.extent for holding in await self._run_blocking(self._store.find, extents)}
+        for extent in extents:
+            tries = self._doubtful.pop(extent) - 1
+            if extent in left and tries:
+                self._doubtful[extent] = tries  # Behind the others, so that each gets its turn.
+
+    async def _review_everything(self) -> None:
+        """Ask the master about all that is held, page by page: uploads that failed leave shards behind."""
+        after: tuple[ExtentId, int] | None = None
+        while True:
+            held = await self._run_blocking(self._store.page, after, PAGE_LIMIT)
+            if not held:
+                return
+            await self._review(held)
+            after = (held[-1].extent, held[-1].shard)
+
+    async def _review(self, held: Sequence[Holding]) -> None:
+        for start in range(0, len(held), PAGE_LIMIT):
+            some = tuple(held[start : start + PAGE_LIMIT])
+            async with self.verdicts:
+                verdicts = await self._master.call(
+                    Review(number=self.number, holdings=some), timeout_s=_MASTER_S
+                )
+                await self._drop(some, verdicts.drop, verdicts.term)
+
+    async def _drop(self, asked: Sequence[Holding], verdicts: Sequence[Holding], term: int) -> None:
+        known = set(asked)
+        drop = [holding for holding in verdicts if holding in known]
+        if not drop or self._store.read_only:
+            return
+        if term < self._terms.current:
+            raise StoreError("an order to drop shards came from a master of the past; refused")
+        await self._run_blocking(self._store.drop, drop)
+        log.info("dropped shards=%d", len(drop))
