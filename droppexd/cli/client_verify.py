@@ -1,6 +1,5 @@
 """`verify`: what the pools hold is read again, and what is wrong is named."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,14 +108,14 @@ class Report(NamedTuple):
 
 async def verify_everything(session: Session, *, exact: bool) -> int:
     """Have every pool read all that it holds, wait for it, and print what was found."""
-    began = time.monotonic()
+    began = trio.current_time()
     watched = {scrub.pool: _watched(scrub, began) for scrub in await session.client.watch_scrubs(start=True)}
     with progress_gauge(session.output, "verifying") as gauge:
         await _wait(session, watched, gauge)
     for number, pool in watched.items():
         if pool.ended is not None and (pool.ended.lost or pool.ended.unreadable):
             pool.findings = await session.client.list_findings(number, pool.number)
-    report = Report([watched[number] for number in sorted(watched)], time.monotonic() - began)
+    report = Report([watched[number] for number in sorted(watched)], trio.current_time() - began)
     output = session.output
     if output.as_json:
         output.document(everything_document(report))
@@ -134,13 +133,13 @@ def _watched(scrub: PoolScrub, now: float) -> Watched:
 
 
 async def _wait(session: Session, watched: Mapping[int, Watched], gauge: Gauge) -> None:
-    seen = time.monotonic()
+    seen = trio.current_time()
     while waiting := [pool for pool in watched.values() if pool.open]:
         sizes = [pool.done for pool in watched.values()]
         title = f"verifying {len(watched) - len(waiting)}/{len(watched)} pools"
         gauge.show(sum(done for done, _ in sizes), sum(total for _, total in sizes), title=title)
         await trio.sleep(_POLL_S)
-        now = time.monotonic()
+        now = trio.current_time()
         try:
             scrubs = {scrub.pool: scrub for scrub in await session.client.watch_scrubs()}
         except PeerError:
@@ -311,13 +310,13 @@ def _least(one: int | None, other: int | None) -> int | None:
 async def verify_file(session: Session, name: str, *, exact: bool) -> int:
     """Have the pools read every shard of a file, and print what they found."""
     output = session.output
-    began = time.monotonic()
+    began = trio.current_time()
     report = FileReport()
     with progress_gauge(output, f"verifying {name}") as gauge:
         async for page in session.client.check_file(name):
             report.take(page)
             gauge.show(report.checked_size, report.size)
-    seconds = time.monotonic() - began
+    seconds = trio.current_time() - began
     if output.as_json:
         output.document(file_document(report, seconds))
     elif not output.quiet:
