@@ -16,7 +16,6 @@ from droppexd.background import open_background
 from droppexd.catalog import survey
 from droppexd.catalog.batch import EXTENTS_AT_ONCE, Batch, Change
 from droppexd.catalog.changes import (
-    ChangeExtent,
     CommitVersion,
     ConfirmGarbage,
     Expected,
@@ -331,12 +330,7 @@ class Catalogue:
         """
         return await self._change(RenameName(operation, source, target, expected, keep))
 
-    async def change_extent(self, extent: ExtentId, edition: int, pools: tuple[int, ...]) -> Extent:
-        """Record where the shards of an extent are now, if its record still has that edition.
-
-        Raise Conflict when it has not, and StaleRead when the extent is gone.
-        """
-        return await self._change(ChangeExtent(extent, edition, pools))
+    # -- shards --------------------------------------------------------------------------------
 
     async def place_shards(self, pool: int, places: Sequence[Place]) -> list[Place]:
         """Record that a pool has these shards, where the records still have that edition.

@@ -20,12 +20,11 @@ from droppexd.catalog.records import (
     Placed,
     pack_outcome,
     pack_pool,
-    unpack_extent,
     unpack_garbage,
     unpack_outcome,
 )
 from droppexd.catalog.state import Session, State
-from droppexd.errors import Conflict, DroppexError, InvalidRequest, NotEnoughShards, NotFound, StaleRead
+from droppexd.errors import Conflict, DroppexError, InvalidRequest, NotEnoughShards, NotFound
 from droppexd.model import (
     MISSING,
     Extent,
@@ -293,35 +292,7 @@ def _no_such_name(name: str) -> NotFound:
     return NotFound(f"there is no file {name!r}")
 
 
-# -- extents ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeExtent:
-    """Record that shards of an extent are elsewhere, or missing, if nobody changed it since `edition`."""
-
-    extent: ExtentId
-    edition: int
-    pools: tuple[int, ...]
-
-    def reads(self) -> list[bytes]:
-        """Return what judging reads."""
-        return [extent_key(self.extent)]
-
-    async def judge(self, batch: Batch) -> Extent:
-        """Compare, then set."""
-        value = await batch.get(extent_key(self.extent))
-        if value is None:
-            raise StaleRead(f"extent {self.extent} is gone")
-        old, version_id = unpack_extent(self.extent, value)
-        if old.edition != self.edition:
-            raise Conflict(
-                f"extent {self.extent} has edition {old.edition} by now; the change was for {self.edition}"
-            )
-        _checked_pools(old, self.pools, batch.state)
-        new = replace(old, pools=self.pools, edition=old.edition + 1)
-        batch.replace_extent(old, new, await batch.version(version_id))
-        return new
+# -- garbage ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,14 +195,11 @@ class _Controller:
     async def heartbeat(self, _call: Call, request: Heartbeat, _body: Body) -> Answer:
         """Note that a pool lives; tell it when there is something to drop."""
         self._check_term()
-        out = request.number in self._pools.out()
         record = self._pools.heartbeat(request, self._clock.now())
         if record is not None:
             async with self._pool_records:
                 if self._pools.known(record.number).boot_id == record.boot_id:
                     self._pools.checked(await self._catalogue.save_pool(record))
-        if out:
-            self.care.pools_changed()
         review = await self._catalogue.has_garbage(request.number)
         work = self.care.repair.has_work(request.number)
         return Heard(review=review, term=self._catalogue.term, work=work)

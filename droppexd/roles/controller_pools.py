@@ -299,8 +299,8 @@ class PoolTable:
     def heartbeat(self, beat: Heartbeat, now: float) -> PoolRecord | None:
         """Take in a heartbeat; return the record to be written when the pool's folder is checked now.
 
-        Raise NotFound when the pool must announce itself: its number is not known, or its boot id is not
-        the one that announced itself last.
+        Raise NotFound when the pool must announce itself, and with that compare what it holds with the
+        records: its number is not known, its boot id is not the one that was announced last, or it was out.
         """
         pool = self._seen(beat.number)
         if pool.removed:
@@ -309,6 +309,8 @@ class PoolTable:
             )
         if pool.record.boot_id != beat.boot_id:
             raise NotFound(f"this start of pool {beat.number} is not known here; announce it")
+        if pool.out:
+            raise NotFound(f"pool {beat.number} was counted as lost meanwhile; announce it")
         before = pool.matters()
         pool.hear(beat, now)
         pool.quarantined = beat.quarantined

@@ -133,6 +133,7 @@ class Rebuilder:
                     continue
                 for order in orders:
                     self._running[order.extent.id] = None
+                    self._reconciler.pin(order.extent.id, order.shard)
                     nursery.start_soon(self._carry_out, order)
 
     async def _wait_for_news(self) -> None:
@@ -169,7 +170,7 @@ class Rebuilder:
         except DroppexError as error:
             log.warning("shard not rebuilt extent=%s shard=%d: %s", extent.id, order.shard, error)
             self._failed.append(extent.id)
-            del self._running[extent.id]
+            self._end(extent.id, order.shard)
             self._news.set()
         else:
             self._stored.append(ExpectedShard(extent.id, order.shard, extent.edition))
@@ -197,9 +198,13 @@ class Rebuilder:
                     self._reconciler.doubt(place.extent)
                 del self._stored[: len(page)]
                 for place in page:
-                    self._running.pop(place.extent, None)
+                    self._end(place.extent, place.shard)
                 if len(self._running) <= MAX_ORDERS // 2:
                     self._news.set()
+
+    def _end(self, extent: ExtentId, shard: int) -> None:
+        del self._running[extent]
+        self._reconciler.unpin(extent, shard)
 
     # -- one shard -----------------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class Reconciler:
         self.verdicts = trio.Lock()
         """Held from the question to what its answer says. Who lets the master count on a shard that has
         been here for some time holds it: a verdict on that shard must not be under way."""
+        self._pinned: set[tuple[ExtentId, int]] = set()
+        self._unpinned: set[tuple[ExtentId, int]] = set()
 
     # -- news ----------------------------------------------------------------------------------
 
@@ -85,6 +87,19 @@ class Reconciler:
         self.reconciled = False
         self._comparisons_due += 1
         self._news.set()
+
+    def pin(self, extent: ExtentId, shard: int) -> None:
+        """Let no verdict remove a shard that is being rebuilt here: the master may be about to count on it.
+
+        While a shard moves here, the record names the pool it comes from, and a verdict would be "dead".
+        """
+        self._pinned.add((extent, shard))
+
+    def unpin(self, extent: ExtentId, shard: int) -> None:
+        """Let verdicts decide again: those on questions that are asked from now on."""
+        self._pinned.discard((extent, shard))
+        if self.verdicts.locked():
+            self._unpinned.add((extent, shard))
 
     def doubt(self, extent: ExtentId) -> None:
         """Ask the master soon about what is held of an extent."""
@@ -237,8 +252,14 @@ class Reconciler:
                 await self._drop(some, verdicts.drop, verdicts.term)
 
     async def _drop(self, asked: Sequence[Holding], verdicts: Sequence[Holding], term: int) -> None:
+        kept = self._pinned | self._unpinned
+        self._unpinned.clear()
         known = set(asked)
-        drop = [holding for holding in verdicts if holding in known]
+        drop = [
+            holding
+            for holding in verdicts
+            if holding in known and (holding.extent, holding.shard) not in kept
+        ]
         if not drop or self._store.read_only:
             return
         if term < self._terms.current:

@@ -255,10 +255,14 @@ async def carry_out(app, model, step):
         case "move shard", name, index, pool:
             if name in model.names:
                 for extent in (await catalogue.lookup(name)).extents:
-                    pools = list(extent.pools)
-                    if pool == MISSING or pool not in pools:
-                        pools[index % len(pools)] = pool
-                        await catalogue.change_extent(extent.id, extent.edition, tuple(pools))
+                    shard = index % len(extent.pools)
+                    holder = extent.pools[shard]
+                    if pool == MISSING:
+                        lost = await catalogue.lose_shards(holder, [(extent.id, shard, False)])
+                        assert lost == (holder != MISSING)
+                    else:
+                        refused = await catalogue.place_shards(pool, [(extent.id, shard, extent.edition)])
+                        assert bool(refused) is (pool in extent.pools and holder != pool)
         case "confirm", pool:
             await trio.sleep(200)
             page = await catalogue.garbage(pool, None, 3)

@@ -140,6 +140,7 @@ def reader_of(stored, faults):
         None,
         SimpleNamespace(clock=clock, run_blocking=trio.to_thread.run_sync),
         Suspects(clock),
+        SimpleNamespace(note=lambda *_: None),
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ import trio.testing
 
 from droppexd.catalog.catalogue import open_catalogue
 from droppexd.catalog.changes import Expected
+from droppexd.catalog.reconciling import MOST_RECORDS
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     CatalogError,
@@ -27,6 +29,7 @@ from droppexd.model import (
     ExtentId,
     Holding,
     Layout,
+    Membership,
     OperationId,
     PoolRecord,
     Version,
@@ -499,24 +502,193 @@ async def test_very_large_versions_come_and_go(app):
 # -- extents ---------------------------------------------------------------------------------------
 
 
+# -- shards ----------------------------------------------------------------------------------------
+
+
+async def extent_of(app, name="f/a"):
+    (extent,) = (await app.catalogue.lookup(name)).extents
+    return extent
+
+
+async def survives(app):
+    return [(count.survives, count.files, count.extents) for count in await app.catalogue.survival([])]
+
+
 @story
-async def test_an_extent_changes_only_from_the_edition_that_was_read(app):
+async def test_a_lost_shard_is_missing_and_degraded_until_it_is_placed_again(app):
     await app.put("f/a")
-    (extent,) = (await app.catalogue.lookup("f/a")).extents
-    changed = await app.catalogue.change_extent(extent.id, 0, (1, 2, 3, 4, MISSING, MISSING))
-    assert changed.edition == 1
-    with pytest.raises(Conflict):
-        await app.catalogue.change_extent(extent.id, 0, (1, 2, 3, 4, 5, 6))
-    assert await app.catalogue.degraded(None, 10) == [(0, extent.id)]
-    assert [(c.survives, c.files, c.extents) for c in await app.catalogue.survival([])] == [(0, 1, 1)]
-    await app.catalogue.change_extent(extent.id, 1, (1, 2, 3, 4, 6, 5))
+    extent = await extent_of(app)
+    assert await app.catalogue.lose_shards(3, [(extent.id, 2, True)]) == 1
+    assert await app.catalogue.lose_shards(3, [(extent.id, 2, True)]) == 0
+    assert (await extent_of(app)).pools == (1, 2, MISSING, 4, 5, 6)
+    assert await app.catalogue.degraded(None, 10) == [(1, extent.id)]
+    assert app.catalogue.missing == 1
+    assert await survives(app) == [(1, 1, 1)]
+    assert await app.catalogue.place_shards(3, [(extent.id, 2, 1)]) == []
+    assert (await extent_of(app)).edition == 2
     assert await app.catalogue.degraded(None, 10) == []
-    assert (await app.catalogue.lookup("f/a")).extents[0].pools == (1, 2, 3, 4, 6, 5)
-    with pytest.raises(InvalidRequest):
-        await app.catalogue.change_extent(extent.id, 2, (1, 2, 3, 4, 6, 6))
+    assert app.catalogue.missing == 0
+
+
+@story
+async def test_a_shard_is_placed_only_from_the_edition_that_was_read(app):
+    await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    extent = await extent_of(app)
+    late = (extent.id, 5, extent.edition + 1)
+    twice = (extent.id, 5, extent.edition)
+    gone = (ExtentId(9, 9), 0, 0)
+    outside = (extent.id, 6, extent.edition)
+    assert await app.catalogue.place_shards(6, [late, gone, outside]) == [late, gone, outside]
+    assert await app.catalogue.place_shards(5, [twice]) == [twice]  # It has another shard already.
+    assert await app.catalogue.place_shards(6, [twice, twice]) == [twice]
+    assert (await extent_of(app)).pools == (1, 2, 3, 4, 5, 6)
+
+
+@story
+async def test_a_shard_is_lost_only_where_the_record_names_the_pool(app):
+    await app.put("f/a")
+    extent = await extent_of(app)
+    others = [(extent.id, 0, False), (extent.id, 17, False), (ExtentId(9, 9), 1, False)]
+    assert await app.catalogue.lose_shards(2, others) == 0
+    assert (await extent_of(app)).edition == 0
+
+
+@story
+async def test_damaged_shards_stay_on_record_where_nothing_else_is_left_but_absent_ones_do_not(app):
+    await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    extent = await extent_of(app)
+    assert await app.catalogue.lose_shards(5, [(extent.id, 4, True)]) == 1
+    assert await app.catalogue.lose_shards(1, [(extent.id, 0, True)]) == 0
+    assert await survives(app) == [(0, 1, 1)]
+    assert await app.catalogue.lose_shards(1, [(extent.id, 0, False)]) == 1
+    assert await survives(app) == [(-1, 1, 1)]
+    assert await app.catalogue.degraded(None, 10) == [(-1, extent.id)]
+
+
+@story
+async def test_what_is_on_a_pool_that_is_out_is_missing_whatever_is_left(app):
+    await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    await app.catalogue.lose_shards(5, [((await extent_of(app)).id, 4, True)])
+    await app.put("f/b")
+    ids = [(await extent_of(app, name)).id for name in ("f/a", "f/b")]
+    assert await app.catalogue.lose_pool(1, ids) == 0  # It is not out.
+    assert app.catalogue.places(1) == 2
+    app.catalogue.set_out([1])
+    assert await app.catalogue.lose_pool(1, ids) == 2
+    assert app.catalogue.places(1) == 0
+    assert app.catalogue.missing == 4
+    assert await app.catalogue.degraded(None, 10) == sorted([(-1, ids[0]), (1, ids[1])])
+    place = (ids[1], 0, 1)
+    assert await app.catalogue.place_shards(1, [place]) == [place]
+    app.catalogue.set_out([])
+    assert await app.catalogue.place_shards(1, [place]) == []
+
+
+@story
+async def test_nobody_waits_for_a_removed_pool_to_drop_what_is_dead(app):
+    for number in range(600):
+        await app.put(f"f/{number}", layout="1+1", pools=(1, 2))
+        await app.catalogue.remove(app.operation(), f"f/{number}", ANYTHING)
+    record = app.catalogue.pools[1]
+    await app.catalogue.save_pool(replace(record, membership=Membership.REMOVED.value))
+    assert app.catalogue.pools[1].membership == Membership.REMOVED
+    await app.catalogue.release_garbage(1)
+    assert app.catalogue.totals.garbage == 600
+    await trio.sleep(200)
+    while page := await app.catalogue.garbage(2, None, 1000):
+        await app.catalogue.confirm_dropped(2, page)
+    assert app.catalogue.totals.garbage == 0
+
+
+def held(extent, shard, generation=7):
+    return Holding(extent.id, shard, generation)
+
+
+@story
+async def test_a_stretch_tells_what_is_absent_wanted_dead_and_unknown(app):
+    await app.put("f/fine")
+    await app.put("f/absent")
+    await app.put("f/wanted", pools=(1, MISSING, 3, 4, 5, 6))
+    await app.put("f/elsewhere", pools=(2, 1, 3, 4, 5, 6))
+    await app.put("f/not mine", pools=(1, 3, 4, 5, 6, MISSING))
+    fine, absent, wanted, elsewhere = [
+        await extent_of(app, f"f/{name}") for name in ("fine", "absent", "wanted", "elsewhere")
+    ]
+    dead = Extent(id=ExtentId(app.session, 40), layout=fine.layout, size=1, chunk_size=1, pools=fine.pools)
+    young = Extent(id=ExtentId(app.session, 60), layout=fine.layout, size=1, chunk_size=1, pools=fine.pools)
+    unknown = Extent(id=ExtentId(2**47, 1), layout=fine.layout, size=1, chunk_size=1, pools=fine.pools)
+    await app.catalogue.raise_floor(app.session, 50)
+    await app.catalogue.save_floors()
+    holdings = sorted(
+        [
+            held(fine, 1),
+            held(wanted, 1),
+            held(elsewhere, 1),
+            held(dead, 1),
+            held(young, 1),
+            held(unknown, 1),
+        ]
+    )
+    stretch = await app.catalogue.reconcile(2, None, holdings, last=True)
+    assert stretch.absent == sorted([(absent.id, 1, 0), (elsewhere.id, 0, 0)])
+    assert stretch.wanted == [(wanted.id, 1, 0)]
+    assert sorted(stretch.drop) == sorted([held(elsewhere, 1), held(dead, 1)])
+    assert stretch.unknown == [held(unknown, 1)]
+    assert stretch.upto is None
+
+
+@story
+async def test_garbage_is_dropped_after_its_grace_only(app):
+    await app.put("f/a")
+    extent = await extent_of(app)
     await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
-    with pytest.raises(StaleRead):
-        await app.catalogue.change_extent(extent.id, 2, (1, 2, 3, 4, 5, 6))
+    assert (await app.catalogue.reconcile(1, None, [held(extent, 0)], last=True)).drop == []
+    await trio.sleep(200)
+    assert (await app.catalogue.reconcile(1, None, [held(extent, 0)], last=True)).drop == [held(extent, 0)]
+
+
+@story
+async def test_stretches_cover_everything_once_however_they_are_cut(app):
+    names = [f"f/{number:04}" for number in range(MOST_RECORDS + 300)]
+    version_session = app.session
+    for start in range(0, len(names), 100):
+        async with trio.open_nursery() as nursery:
+            for name in names[start : start + 100]:
+                nursery.start_soon(put_one, app, name)
+    extents = sorted([await extent_of(app, name) for name in names], key=lambda one: one.id)
+    mine = [held(extent, 0) for extent in extents if extent.id.counter % 3]
+    absent, after, page = [], None, 150
+    while True:
+        behind = [one for one in mine if after is None or one.extent > after]
+        last = len(behind) <= page
+        stretch = await app.catalogue.reconcile(1, after, behind[:page], last=last)
+        absent += stretch.absent
+        assert stretch.drop == stretch.wanted == stretch.unknown == []
+        if stretch.upto is None:
+            break
+        assert after is None or stretch.upto > after
+        after = stretch.upto
+    assert [one[0] for one in absent] == [one.id for one in extents if one.id.counter % 3 == 0]
+    assert all(one[0].session == version_session for one in absent)
+    # An emptied pool: no holdings at all, and more records than one answer takes.
+    stretch = await app.catalogue.reconcile(1, None, [], last=True)
+    assert len(stretch.absent) == MOST_RECORDS
+    rest = await app.catalogue.reconcile(1, stretch.upto, [], last=True)
+    assert len(rest.absent) == 300
+    assert rest.upto is None
+
+
+async def put_one(app, name):
+    await app.put(name, layout="1+1", pools=(1, 2))
+
+
+@story
+async def test_versions_are_counted_by_the_machines_they_survive(app):
+    await app.put("f/a")
+    told = await app.catalogue.machine_survival([])
+    assert [(one.survives, one.files, one.extents) for one in told] == [(1, 1, 1)]
+    told = await app.catalogue.machine_survival([1, 2, 3])
+    assert [(one.survives, one.files, one.extents) for one in told] == [(-1, 1, 1)]
 
 
 # -- garbage ---------------------------------------------------------------------------------------

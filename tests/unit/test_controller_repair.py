@@ -1,0 +1,307 @@
+"""Which shard is rebuilt next, by whom, and what becomes of orders that are not carried out."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from droppexd.catalog.catalogue import open_catalogue
+from droppexd.catalog.changes import Expected
+from droppexd.catalog.simulated import SimulatedEngine
+from droppexd.model import (
+    MISSING,
+    Extent,
+    ExtentId,
+    Layout,
+    OperationId,
+    PoolRecord,
+    Version,
+    VersionId,
+)
+from droppexd.roles.controller_pools import PoolTable
+from droppexd.roles.controller_repair import BACK_OFF_S, LEASE_S, PLANNED, Repair
+from droppexd.wire.messages import Announce, ExpectedShard, Heartbeat, TakeWork
+
+POOLS = 8
+
+
+class Master:
+    """A catalogue, pools that are up, and the planner at work."""
+
+    def __init__(self, catalogue, pools, repair):
+        self.catalogue = catalogue
+        self.pools = pools
+        self.repair = repair
+        self.session = 0
+        self.counter = 0
+
+    async def put(self, pools, *, layout="4+2", size=1000):
+        version, extent = VersionId(self.session, self.counter + 1), ExtentId(self.session, self.counter + 2)
+        operation = OperationId(self.session, self.counter + 3)
+        self.counter += 3
+        whole = Layout.parse(layout)
+        made = Extent(id=extent, layout=whole, size=size, chunk_size=4096, pools=pools)
+        await self.catalogue.commit(
+            operation,
+            f"f/{self.counter}",
+            Expected(),
+            Version(id=version, size=size, blake3=bytes(32), extents=(extent,)),
+            [made],
+        )
+        return extent
+
+    def take(self, pool, *, room=256, running=(), failed=()):
+        request = TakeWork(
+            number=pool, boot_id=bytes([pool]) * 16, room=room, running=tuple(running), failed=tuple(failed)
+        )
+        orders, addresses = self.repair.take(request)
+        return list(orders), addresses
+
+    def take_all(self, *, room=256):
+        return {
+            pool: [order.extent.id for order in self.take(pool, room=room)[0]] for pool in range(1, POOLS + 1)
+        }
+
+    async def store(self, pool, orders):
+        places = [ExpectedShard(order.extent.id, order.shard, order.extent.edition) for order in orders]
+        refused = await self.catalogue.place_shards(pool, places)
+        self.repair.recorded(pool, places, [ExpectedShard(*place) for place in refused])
+        return refused
+
+    def beat(self, pool, **fields):
+        said = {"capacity": 2**40, "free": 2**40, "shards": 0, "read_only": False}
+        self.pools.heartbeat(
+            Heartbeat(number=pool, boot_id=bytes([pool]) * 16, **(said | fields)), trio.current_time()
+        )
+
+
+def announce(number):
+    return Announce(
+        pool_id=bytes([number]) * 16,
+        cluster_id=b"",
+        boot_id=bytes([number]) * 16,
+        previous_boot_id=b"",
+        name=f"pool-{number}",
+        machine=f"machine-{number}",
+        zone="",
+        address=f"tcp://127.0.0.1:{number}",
+        capacity=2**40,
+        free=2**40,
+        shards=0,
+        read_only=False,
+    )
+
+
+@asynccontextmanager
+async def open_master(stage):
+    runtime = stage.runtime
+    async with open_catalogue(SimulatedEngine(runtime), runtime) as catalogue, trio.open_nursery() as nursery:
+        pools = PoolTable(
+            {},
+            cluster_id=bytes(16),
+            incarnation=bytes(16),
+            term=1,
+            heartbeat_s=2.0,
+            down_after_s=10.0,
+            replace_after_s=60.0,
+            now=trio.current_time(),
+        )
+        for number in range(1, POOLS + 1):
+            said = announce(number)
+            record = await catalogue.save_pool(
+                PoolRecord(
+                    number=0,
+                    pool_id=said.pool_id,
+                    name=said.name,
+                    machine=said.machine,
+                    zone="",
+                    address=said.address,
+                    boot_id=said.boot_id,
+                )
+            )
+            pools.enter(record, said, trio.current_time())
+        repair = Repair(catalogue, pools, runtime.clock)
+        nursery.start_soon(repair.run)
+        master = Master(catalogue, pools, repair)
+        master.session = await catalogue.open_session("tcp://127.0.0.1:99", bytes(16))
+        yield master
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def story(play):
+    def run(body):
+        async def on_stage(stage):
+            async with open_master(stage) as master:
+                await body(master)
+
+        play(on_stage)
+
+    return run
+
+
+def test_a_missing_shard_goes_to_a_pool_that_has_none_of_the_extent(story):
+    async def body(master):
+        extent = await master.put((1, 2, 3, MISSING, 5, 6))
+        await trio.sleep(5)
+        taken = {pool: orders for pool, orders in master.take_all().items() if orders}
+        assert list(taken.values()) == [[extent]]
+        assert set(taken) <= {4, 7, 8}
+        assert master.repair.status().left == 1
+
+    story(body)
+
+
+def test_the_most_endangered_come_first_and_one_shard_of_each_at_a_time(story):
+    async def body(master):
+        one = [await master.put((1, 2, 3, 4, 5, MISSING)) for _ in range(5)]
+        two = [await master.put((1, 2, 3, 4, 5, MISSING)) for _ in range(5)]
+        await master.catalogue.lose_shards(1, [(extent, 0, False) for extent in two])
+        await trio.sleep(5)
+        queued = [list(queue) for queue in master.repair._queued.values()]
+        for queue in queued:
+            at = [extent in two for extent in queue]
+            assert at == sorted(at, reverse=True)
+        assert sorted(extent for queue in queued for extent in queue) == sorted([*one, *two])
+
+    story(body)
+
+
+def test_what_is_stored_is_recorded_and_the_next_shard_of_the_extent_planned(story):
+    async def body(master):
+        extent = await master.put((1, 2, 3, 4, 5, MISSING))
+        await master.catalogue.lose_shards(1, [(extent, 0, False)])
+        rebuilt = []
+        for _ in range(3):
+            await trio.sleep(5)
+            for pool in range(1, POOLS + 1):
+                orders, addresses = master.take(pool)
+                assert {address.number for address in addresses} <= {1, 2, 3, 4, 5, 6, 7, 8} - {pool}
+                assert await master.store(pool, orders) == []
+                rebuilt += [order.shard for order in orders]
+        assert sorted(rebuilt) == [0, 5]
+        assert master.repair.status().left == 0
+        assert await master.catalogue.degraded(None, 10) == []
+
+    story(body)
+
+
+def test_orders_that_a_pool_does_not_name_any_more_are_handed_out_anew(story):
+    async def body(master):
+        await master.put((1, 2, 3, 4, 5, MISSING))
+        await trio.sleep(5)
+        (pool,) = [pool for pool, orders in master.take_all().items() if orders]
+        assert master.take(pool)[0] == []  # It has forgotten the order: the pool was restarted, say.
+        await trio.sleep(5)
+        (order,) = master.take(pool)[0]
+        await trio.sleep(LEASE_S / 2)
+        assert master.take(pool, running=[order.extent.id])[0] == []
+        await trio.sleep(LEASE_S - 5)
+        assert master.repair.status().running == 1
+        await trio.sleep(LEASE_S)
+        assert master.repair.status().running == 0
+        assert master.repair.has_work(pool)
+
+    story(body)
+
+
+def test_an_order_that_failed_rests_for_a_while(story):
+    async def body(master):
+        extent = await master.put((1, 2, 3, 4, 5, MISSING))
+        await trio.sleep(5)
+        (pool,) = [pool for pool, orders in master.take_all().items() if orders]
+        master.take(pool, failed=[extent])
+        await trio.sleep(BACK_OFF_S - 3)
+        assert not any(master.take_all().values())
+        await trio.sleep(10)
+        assert any(master.take_all().values())
+
+    story(body)
+
+
+def test_what_a_pool_that_went_down_was_to_do_is_for_others(story):
+    async def body(master):
+        extent = await master.put((1, 2, 3, 4, 5, MISSING))
+        await trio.sleep(5)
+        (pool,) = [pool for pool, orders in master.take_all().items() if orders]
+        for _ in range(8):
+            await trio.sleep(2)
+            for other in range(1, POOLS + 1):
+                if other != pool:
+                    master.beat(other)
+            for record in master.pools.expire(trio.current_time()):
+                master.repair.pool_is_gone(record.number)
+        taken = {other: orders for other, orders in master.take_all().items() if orders}
+        assert pool not in taken
+        assert list(taken.values()) == [[extent]]
+
+    story(body)
+
+
+def test_without_a_pool_to_go_to_or_shards_to_read_it_is_stuck_and_says_so(story):
+    async def body(master):
+        await master.put((1, 2, 3, 4, 5, MISSING))
+        unreadable = await master.put((1, 2, 3, 4, 5, 6))
+        for pool in (1, 2, 3):
+            await master.catalogue.lose_shards(pool, [(unreadable, pool - 1, False)])
+        for pool in (6, 7, 8):
+            master.beat(pool, free=0)
+        master.repair.look_afresh()
+        await trio.sleep(5)
+        status = master.repair.status()
+        assert (status.left, status.stuck) == (4, 2)
+        assert not any(master.take_all().values())
+        master.beat(7)
+        master.repair.look_afresh()
+        await trio.sleep(5)
+        assert [pool for pool, orders in master.take_all().items() if orders] == [7]
+        assert master.repair.status().stuck == 1
+
+    story(body)
+
+
+def test_shards_on_a_failed_disk_move_when_nothing_is_missing(story):
+    async def body(master):
+        missing = await master.put((1, 2, 3, 4, 5, MISSING))
+        there = await master.put((1, 2, 3, 4, 5, 6))
+        elsewhere = await master.put((2, 3, 4, 5, 6, 7))
+        master.beat(1, read_only=True)
+        master.repair.look_afresh()
+        await trio.sleep(5)
+        moved = []
+        for _ in range(4):
+            for pool in range(1, POOLS + 1):
+                orders, _ = master.take(pool)
+                assert await master.store(pool, orders) == []
+                moved += [(order.extent.id, order.shard) for order in orders]
+            await trio.sleep(5)
+        assert moved == [(missing, 5), (missing, 0), (there, 0)] or moved == [
+            (missing, 5),
+            (there, 0),
+            (missing, 0),
+        ]
+        assert master.catalogue.places(1) == 0
+        assert elsewhere
+        assert master.repair.status().moving == 0
+
+    story(body)
+
+
+def test_what_is_planned_is_bounded(story):
+    async def body(master):
+        for _ in range(PLANNED // 2 + 600):
+            await master.put((1, MISSING, 2), layout="1+2", size=100)
+        await trio.sleep(30)
+        assert len(master.repair._planned) <= PLANNED
+        rebuilt = 0
+        for _ in range(100):
+            for pool in range(1, POOLS + 1):
+                orders, _ = master.take(pool)
+                await master.store(pool, orders)
+                rebuilt += len(orders)
+            await trio.sleep(1)
+            if not master.repair.status().left:
+                break
+        assert rebuilt == PLANNED // 2 + 600
+
+    story(body)
