@@ -45,9 +45,12 @@ def check(
     from droppexd.errors import DroppexError
 
     try:
-        raise typer.Exit(_check(data, exact=exact, as_json=as_json, quiet=quiet))
+        code = _check(data, exact=exact, as_json=as_json, quiet=quiet)
     except (DroppexError, OSError) as error:
-        raise typer.Exit(fail(error)) from None
+        code = fail(error)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED  # typer would make it 1.
+    raise typer.Exit(code)
 
 
 def _check(folder: Path, *, exact: bool, as_json: bool, quiet: bool) -> int:

@@ -20,6 +20,7 @@ from droppexd.errors import DroppexError
 from droppexd.model import ExtentId, ScrubReport
 from droppexd.roles.pool_check import LOST, CheckedShard, LossReports, ShardState, check_shard
 from droppexd.roles.scrub_record import (
+    MOST_FINDINGS,
     SUBJECT,
     Place,
     ScrubPass,
@@ -272,16 +273,7 @@ class Scrubber:
         began = self._clock.now()
         speed = self._speed(current)
         stretch = await self._read(current, most, round(min(STRETCH_BYTES, speed)))
-        for checked in stretch.found:
-            log.warning(
-                "the scrub found shard %d of extent %s %s: %s",
-                checked.shard,
-                checked.extent,
-                checked.state,
-                checked.reason,
-            )
-            if checked.state in LOST:
-                self._untold[checked.extent, checked.shard] = checked
+        self._take_findings(stretch.found, MOST_FINDINGS - len(current.findings))
         await self._tell()
         if self._record.current is not current:
             return  # Another pass was asked for, and it reads these shards again.
@@ -297,6 +289,19 @@ class Scrubber:
         pause_s = stretch.size / speed - (self._clock.now() - began)
         if pause_s > 0:
             await self._sleep(pause_s)
+
+    def _take_findings(self, found: Sequence[CheckedShard], most_lines: int) -> None:
+        for checked in found[:most_lines]:
+            log.warning(
+                "the scrub found shard %d of extent %s %s: %s",
+                checked.shard,
+                checked.extent,
+                checked.state,
+                checked.reason,
+            )
+        for checked in found:
+            if checked.state in LOST:
+                self._untold[checked.extent, checked.shard] = checked
 
     async def _read(self, current: ScrubPass, most: int, most_bytes: int) -> Stretch:
         """Return the next stretch: the last, with the reason, when the store cannot list its shards."""
