@@ -89,11 +89,24 @@ def snapshot(folder):
     return found
 
 
-@pytest.fixture(params=["folder", "killed", "killed without shm", "killed without lock"])
+@pytest.fixture(
+    params=[
+        "folder",
+        "killed",
+        "killed without shm",
+        "killed with an empty shm",
+        "killed with a torn shm",
+        "killed without lock",
+    ]
+)
 def stopped_folder(request, tmp_path):
     found = request.getfixturevalue(request.param.split()[0])
     if request.param == "killed without shm":
         (found / "index.db-shm").unlink()
+    if request.param == "killed with an empty shm":
+        (found / "index.db-shm").write_bytes(b"")
+    if request.param == "killed with a torn shm":
+        (found / "index.db-shm").write_bytes(random.Random(1).randbytes(32768))
     if request.param == "killed without lock":
         (found / "lock").unlink()
     return found
