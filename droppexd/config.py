@@ -74,6 +74,13 @@ def parse_size(value: object) -> int:
     return int(float(match[1]) * _SIZE_UNITS[match[2].lower()])
 
 
+def _bandwidth(value: object) -> int:
+    rate = parse_size(value)
+    if rate < 1000:
+        raise ValueError(f"{value!r} a second is too little: at least 1kB")
+    return rate
+
+
 def is_loopback(address: str) -> bool:
     """Say whether an address is reached from this machine only."""
     match = _ADDRESS.fullmatch(address)
@@ -323,6 +330,22 @@ class Config:
             parse_duration, "A shard whose writer was silent for so long is given up.", metavar="DURATION"
         ),
     ] = 120.0
+    pool_scrub_every: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "In this time the pool reads and verifies everything that it holds.",
+            metavar="DURATION",
+        ),
+    ] = 30 * 86400.0
+    pool_scrub_limit: Annotated[
+        int,
+        Option(
+            _bandwidth,
+            "Bytes a second that this may read; a quarter of it while clients are served.",
+            metavar="SIZE",
+        ),
+    ] = 50_000_000
     pool_repair_limit: Annotated[
         int,
         Option(

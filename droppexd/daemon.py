@@ -239,6 +239,7 @@ class _Process:
     async def _pool(self, transport: "Transport", started: _Started) -> None:
         from droppexd.allocator import tune_allocator
         from droppexd.roles.pool import PoolSettings, serve_pool
+        from droppexd.roles.pool_scrub import ScrubSettings
         from droppexd.store.disk import open_disk_store
 
         tune_allocator()
@@ -261,6 +262,9 @@ class _Process:
                     zone=config.zone,
                     advertise=config.pool_advertise,
                     idle_s=config.pool_idle,
+                    scrub=ScrubSettings(
+                        every_s=config.pool_scrub_every, limit_bytes_s=config.pool_scrub_limit
+                    ),
                     repair_bytes_per_s=config.pool_repair_limit,
                 ),
                 task_status=started,

@@ -281,6 +281,18 @@ class PoolRecord:
 
 
 @record
+class ScrubReport:
+    """What a pool says of its scrubs: when the last that read everything ended, and how far the present is.
+
+    `lost` counts what the two found damaged or gone; it is mended elsewhere.
+    """
+
+    ended_ms: int = 0
+    percent: Annotated[int, Bounds(0, 100)] = 0
+    lost: int = 0
+
+
+@record
 class PoolInfo:
     """A pool in the cluster map: its record and what the master sees of it now."""
 
@@ -295,6 +307,7 @@ class PoolInfo:
     capacity: int
     free: int
     shards: int = 0
+    scrub: ScrubReport = ScrubReport()
 
     @property
     def readable(self) -> bool:

@@ -161,24 +161,20 @@ class Cluster:
                             total += (Path(folder) / name).stat().st_size
         return total
 
+    def shards(self) -> int:
+        """Return how many shards all pools hold, by their own word."""
+        told = self.droppex("--json", "pools")
+        return sum(pool["shards"] for pool in told)
+
+    def droppex(self, *arguments: str) -> Any:
+        """Run a command and return its document."""
+        command = [sys.executable, "-m", "droppexd.cli.client", "--app", self.app["address"], *arguments]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(out.stdout)
+
     def kill_data_pools(self, name: str, count: int) -> None:
         """Kill pools that hold data shards of a file."""
-        out = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "droppexd.cli.client",
-                "--app",
-                self.app["address"],
-                "--json",
-                "stat",
-                name,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        shards = json.loads(out.stdout)["extents"][0]["shards"]
+        shards = self.droppex("--json", "stat", name)["extents"][0]["shards"]
         names = [shard["name"] for shard in sorted(shards, key=lambda shard: shard["index"])][:count]
         for entry in self.processes:
             if entry["role"] == "pool" and entry["name"] in names:
@@ -211,7 +207,9 @@ class Bench:
         self.codec()
         self.idle()
         self.large()
+        self.scrub()
         self.small()
+        self.scrub_small()
         self.names()
         self.memory()
         self.degraded()
@@ -333,6 +331,21 @@ class Bench:
                     "files/s",
                     count / seconds[f"floor {verb}"],
                 )
+
+    def scrub(self) -> None:
+        """Have all pools verify what they hold: a large file, from the page cache, and nothing else."""
+        size = self._options.size * MIB
+        self._cluster.run("put", paths=[str(self._folder / "whole")])
+        seconds = self.rounds(("scrub", lambda: self._cluster.run("scrub")))
+        shards = size * 6 // 4
+        self._table.add(f"scrub of {POOLS} pools together", shards / MB / seconds["scrub"], "MB/s")
+        self._cluster.run("remove", paths=[str(self._folder / "whole")])
+
+    def scrub_small(self) -> None:
+        """Have all pools verify small shards: those of the last small files, and of those before them."""
+        held = self._cluster.shards()
+        seconds = self.rounds(("scrub", lambda: self._cluster.run("scrub")))
+        self._table.add("scrub of small shards", held / seconds["scrub"], "shards/s")
 
     def names(self) -> None:
         """List many names."""

@@ -98,6 +98,19 @@ class Bench:
         if len(listed) != count:
             raise SystemExit(f"{len(listed)} names are listed, not {count}")
 
+    async def scrub(self) -> None:
+        """Have every pool read and verify all that it holds."""
+        started = await self._client.watch_scrubs(start=True)
+        numbers = {scrub.pool: scrub.progress.current.number for scrub in started}
+        while numbers:
+            await trio.sleep(0.01)
+            for scrub in await self._client.watch_scrubs():
+                last = scrub.progress.last
+                if last is not None and last.number == numbers.get(scrub.pool):
+                    if last.lost or last.unreadable or last.trouble:
+                        raise SystemExit(f"the scrub of {scrub.name} did not find all sound")
+                    del numbers[scrub.pool]
+
 
 async def main(address: str) -> None:
     """Serve the benchmark until the end of standard input."""

@@ -412,5 +412,31 @@ def replace(
     command.finish(lambda session: replace_pool(session, pool, force=force))
 
 
+@app.command()
+def verify(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A file; else everything that the pools hold.")
+    ] = None,
+    exact: BytesFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Have the pools read and verify every shard of a file, or all that they hold; report what is wrong.
+
+    What is damaged is told to the controller as well. Without NAME it is a scrub at full speed on every pool
+    that is up; it goes on when this command is interrupted, and the next `verify` joins it. The exit code is
+    1 when a shard is damaged, missing or cannot be judged, 5 when the file cannot be read now, 6 when nothing
+    is wrong but a pool could not be asked.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_verify import verify_everything, verify_file
+
+    if name is None:
+        command.finish(lambda session: verify_everything(session, exact=exact))
+    command.finish(lambda session: verify_file(session, name, exact=exact))
+
+
 if __name__ == "__main__":
     main()

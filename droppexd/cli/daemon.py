@@ -1,4 +1,4 @@
-"""The command `droppexd`: roles by option, and the sub-commands `dev` and `keygen`."""
+"""The command `droppexd`: roles by option, and the sub-commands `dev`, `keygen` and `pool`."""
 
 import inspect
 import json
@@ -14,6 +14,7 @@ import typer
 from droppexd import __version__
 from droppexd.cli.daemon_logs import set_up_logs
 from droppexd.cli.daemon_parent import die_with_parent
+from droppexd.cli.daemon_pool import pool_app
 from droppexd.cli.exits import ExitCode, expected_error
 from droppexd.config import OPTIONS, Config, describe_problems, flags_of, variable_of
 from droppexd.errors import ConfigError, DroppexError
@@ -145,6 +146,9 @@ def run(
     except (DroppexError, OSError, ExceptionGroup) as error:
         return fail(error)
     return ExitCode.OK
+
+
+app.add_typer(pool_app, name="pool")
 
 
 @app.command()

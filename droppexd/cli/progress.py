@@ -1,11 +1,18 @@
 """Progress bars, on a terminal only. rich is imported when a bar is drawn, and not before."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from droppexd.cli.exits import printable
-from droppexd.cli.render import Output
+from droppexd.cli.render import Output, rate_text, size_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_LINE_S = 30.0
+"""Without a terminal a line says so often how far it is."""
 
 
 class Meter(Protocol):
@@ -37,12 +44,69 @@ class NoMeter:
         """Show nothing."""
 
 
+class Gauge(Protocol):
+    """Told how far something is that nobody here does."""
+
+    def show(self, done: int, total: int, *, title: str = "") -> None:
+        """Show `done` of about `total` bytes."""
+        ...
+
+
+class _NoGauge:
+    """Shows nothing: --quiet."""
+
+    def show(self, done: int, total: int, *, title: str = "") -> None:
+        """Show nothing."""
+
+
+class _LineGauge:
+    """A line now and then, where there is no terminal."""
+
+    def __init__(self, output: Output, title: str) -> None:
+        self._output = output
+        self._title = title
+        self._began = time.monotonic()
+        self._next = self._began + _LINE_S
+
+    def show(self, done: int, total: int, *, title: str = "") -> None:
+        """Print a line, if it is time."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LINE_S
+        rate = rate_text(done, now - self._began)
+        self._output.note(f"{title or self._title}: {size_text(done)} of about {size_text(total)}, {rate}")
+
+
 @contextmanager
-def progress_meter(output: Output, title: str) -> Iterator[Meter]:
-    """Show one bar for all transfers of a command, with speed and time left, on standard error."""
-    if not output.progress_wanted:
-        yield NoMeter()
+def progress_gauge(output: Output, title: str) -> Iterator[Gauge]:
+    """Show a bar with speed and time left on a terminal, else a line now and then, on standard error."""
+    if output.quiet:
+        yield _NoGauge()
         return
+    if not output.progress_wanted:
+        yield _LineGauge(output, title)
+        return
+    progress = _transfer_bar()
+    task = progress.add_task(printable(title), total=None)
+
+    class Bar:
+        """The bar."""
+
+        def show(self, done: int, total: int, *, title: str = "") -> None:
+            progress.update(task, completed=done, total=max(done, total) or None)
+            if title:
+                progress.update(task, description=printable(title))
+
+    def above(text: str) -> None:
+        progress.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    with progress, output.lines_above_bar(above):
+        yield Bar()
+
+
+def _transfer_bar() -> "Progress":
+    """Return a bar with bytes, speed and time left, on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -54,7 +118,7 @@ def progress_meter(output: Output, title: str) -> Iterator[Meter]:
         TransferSpeedColumn,
     )
 
-    progress = Progress(
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
@@ -66,6 +130,15 @@ def progress_meter(output: Output, title: str) -> Iterator[Meter]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
+
+
+@contextmanager
+def progress_meter(output: Output, title: str) -> Iterator[Meter]:
+    """Show one bar for all transfers of a command, with speed and time left, on standard error."""
+    if not output.progress_wanted:
+        yield NoMeter()
+        return
+    progress = _transfer_bar()
     task = progress.add_task(printable(title), total=None)
 
     class Bar:

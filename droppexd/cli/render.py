@@ -374,6 +374,11 @@ def pool_document(pool: PoolInfo) -> Document:
         "capacity": pool.capacity,
         "free": pool.free,
         "shards": pool.shards,
+        "scrub": {
+            "ended": time_document(pool.scrub.ended_ms) if pool.scrub.ended_ms else None,
+            "percent": pool.scrub.percent,
+            "lost": pool.scrub.lost,
+        },
     }
 
 
@@ -381,7 +386,8 @@ def pool_lines(pools: Sequence[PoolInfo], *, exact: bool) -> list[str]:
     """Return the pools as a table for people."""
     if not pools:
         return ["no pool has announced itself yet"]
-    rows = [("POOL", "NAME", "MACHINE", "ZONE", "STATE", "MEMBER", "FREE", "OF", "SHARDS", "ADDRESS")]
+    headings = "POOL NAME MACHINE ZONE STATE MEMBER FREE OF SHARDS SCRUBBED ADDRESS"
+    rows = [tuple(headings.split())]
     rows += [
         (
             str(pool.number),
@@ -393,6 +399,7 @@ def pool_lines(pools: Sequence[PoolInfo], *, exact: bool) -> list[str]:
             size_text(pool.free, exact=exact),
             size_text(pool.capacity, exact=exact),
             str(pool.shards),
+            time_text(pool.scrub.ended_ms).partition(" ")[0] if pool.scrub.ended_ms else "-",
             printable(pool.address),
         )
         for pool in pools

@@ -26,9 +26,11 @@ from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
     ABSENT,
     ANYTHING,
+    CheckFile,
     Condition,
     Describe,
     Described,
+    FileChecked,
     Find,
     GetClose,
     GetOpen,
@@ -36,18 +38,25 @@ from droppexd.wire.messages import (
     KeepStream,
     List,
     Listed,
+    ListFindings,
     PoolReplaced,
+    PoolScrub,
     R,
     Remove,
     Rename,
     ReplacePool,
     Request,
+    ScrubFinding,
     Status,
+    WatchScrubs,
 )
 from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
 
 _CLOSE_S = 2.0
+
+_CHECK_S = 3000.0
+"""Some gigabytes are read for one answer, from disks that may be busy. An app that goes away is noticed."""
 
 
 @asynccontextmanager
@@ -236,6 +245,26 @@ class Client:
         """Return how the cluster is."""
         return await self._ask(GetStatus())
 
-    async def _ask(self, request: Request[R]) -> R:
-        reply, _ = await self._connections.call(self._address, request, timeout_s=self._timeout_s)
+    async def watch_scrubs(self, *, start: bool = False) -> tuple[PoolScrub, ...]:
+        """Return where each pool's scrub is; with `start` each begins, or joins, one at full speed."""
+        return (await self._ask(WatchScrubs(start=start))).pools
+
+    async def list_findings(self, pool: int, number: int) -> tuple[ScrubFinding, ...]:
+        """Return what a pool's pass of that number found: the first hundred of it."""
+        return (await self._ask(ListFindings(pool=pool, number=number))).findings
+
+    async def check_file(self, name: str) -> AsyncGenerator[FileChecked, None]:
+        """Have the pools read every shard of a file; yield what they found, some extents at a time."""
+        request = CheckFile(name=normal_name(name))
+        while True:
+            page = await self._ask(request, timeout_s=_CHECK_S)
+            yield page
+            if not page.next:
+                return
+            request = replace(request, version=page.version, first=page.next)
+
+    async def _ask(self, request: Request[R], *, timeout_s: float = 0.0) -> R:
+        reply, _ = await self._connections.call(
+            self._address, request, timeout_s=timeout_s or self._timeout_s
+        )
         return reply

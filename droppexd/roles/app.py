@@ -19,12 +19,14 @@ from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
+from droppexd.roles.app_verify import Verifier
 from droppexd.roles.budget import Budget, Lease
 from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
     Changed,
+    CheckFile,
     Describe,
     Done,
     Find,
@@ -36,6 +38,7 @@ from droppexd.wire.messages import (
     GetStatus,
     KeepStream,
     List,
+    ListFindings,
     Lookup,
     Ping,
     Pong,
@@ -52,6 +55,7 @@ from droppexd.wire.messages import (
     Request,
     Status,
     Stored,
+    WatchScrubs,
 )
 from droppexd.wire.rpc import Answer, Call, Connections, Limits, Service, Terms, open_connections, serve
 from droppexd.wire.transport import Frame, Peer, Transport
@@ -186,6 +190,7 @@ class _App:
         )
         self._reporter = Reporter(connections, runtime.clock)
         self._reader = Reader(connections, registration, master, runtime, suspects, self._reporter)
+        self._verifier = Verifier(connections, registration, master)
         # Coding adds m/k to a chunk; half as much again is the most that a sensible layout adds.
         self._budget = Budget(max(1, settings.buffer_bytes * 2 // (3 * settings.chunk_size)))
         self._small = trio.Semaphore(_SMALL_AT_ONCE)
@@ -211,6 +216,9 @@ class _App:
                 Remove: self.remove,
                 Rename: self.rename,
                 GetStatus: self.status,
+                WatchScrubs: self._verifier.watch_scrubs,
+                ListFindings: self._verifier.list_findings,
+                CheckFile: self._verifier.check_file,
                 ReplacePool: self.pass_on,
             },
             admissions={PutChunk: self.admit_chunk, GetPart: self.admit_part},

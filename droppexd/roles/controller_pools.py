@@ -1,10 +1,10 @@
 """The pools as the master sees them: permanent records, and what heartbeats tell. Pure; time is handed in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from droppexd.errors import Conflict, IdentityError, NotFound, PeerBusy
-from droppexd.model import ClusterMap, Membership, PoolInfo, PoolRecord, PoolState
+from droppexd.model import ClusterMap, Membership, PoolInfo, PoolRecord, PoolState, ScrubReport
 from droppexd.wire.messages import Announce, Heartbeat
 
 _SILENT_HEARTBEATS = 2.5
@@ -38,6 +38,7 @@ class SeenPool:
     out: bool = False
     """Whether it was down for so long that its shards count as missing."""
     quarantined: int = 0
+    scrub: ScrubReport = field(default_factory=ScrubReport)
     challenged_at: float | None = None
     """When another start of the same pool first asked to take over."""
 
@@ -72,6 +73,7 @@ class SeenPool:
             capacity=self.capacity,
             free=self.free,
             shards=self.shards,
+            scrub=self.scrub,
         )
 
     def hear(self, said: Announce | Heartbeat, now: float) -> None:
@@ -84,6 +86,8 @@ class SeenPool:
         room = max(1, min(_ROOM_BYTES, said.capacity // _FREE_STEPS))
         self.full = said.free < (2 * room if self.full else room)
         self.shards = said.shards
+        if isinstance(said, Heartbeat):
+            self.scrub = said.scrub
 
     def matters(self) -> tuple[object, ...]:
         """Return what readers of the map must learn of when it changes."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -14,6 +14,7 @@ from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_rebuild import Rebuilder
 from droppexd.roles.pool_reconcile import Reconciler
+from droppexd.roles.pool_scrub import Scrubber, ScrubSettings
 from droppexd.roles.pool_writer import (
     CREDIT,
     ShardStream,
@@ -30,6 +31,8 @@ from droppexd.wire.messages import (
     Announce,
     CheckShards,
     Done,
+    GetScrub,
+    GetScrubFindings,
     Heartbeat,
     KeepShard,
     Piece,
@@ -37,6 +40,7 @@ from droppexd.wire.messages import (
     Ping,
     Pong,
     ReadPiece,
+    StartScrub,
     Welcomed,
     WritePiece,
 )
@@ -76,6 +80,7 @@ class PoolSettings:
     """Between two looks through everything that is held."""
     idle_s: float = 120.0
     """A shard whose writer was silent for so long is given up."""
+    scrub: ScrubSettings = field(default_factory=ScrubSettings)
     repair_bytes_per_s: int = 16 * 1024 * 1024
     """What it rebuilds of lost shards while it serves clients; as much as it can while it does not."""
 
@@ -104,6 +109,7 @@ class _Pool:
         self._client_requests = 0
         self._losses = LossReports(store, master)
         self._checker = ShardChecker(store, runtime, self._losses)
+        self.scrubber = Scrubber(store, runtime, self._losses, lambda: self._client_requests, settings.scrub)
         self._reconciler = Reconciler(store, master, runtime, terms, self._losses, settings.review_s)
         self._rebuilder = Rebuilder(
             store=store,
@@ -125,6 +131,9 @@ class _Pool:
                 KeepShard: self.keep_shard,
                 ReadPiece: self.read_piece,
                 CheckShards: self._checker.check_shards,
+                StartScrub: self.scrubber.start_scrub,
+                GetScrub: self.scrubber.get_scrub,
+                GetScrubFindings: self.scrubber.get_findings,
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
@@ -255,6 +264,7 @@ class _Pool:
                     read_only=bool(self._store.read_only),
                     reconciled=self._reconciler.reconciled,
                     quarantined=self._reconciler.quarantined,
+                    scrub=self.scrubber.report(usage.shards),
                 )
                 heard = await self._master.call(request, timeout_s=_MASTER_S)
             except (IdentityError, NotFound) as error:
@@ -319,6 +329,7 @@ async def serve_pool(
                     front.start_soon(pool.keep_alive, known_as, welcomed)
                     front.start_soon(pool.reconcile)
                     front.start_soon(pool.rebuild)
+                    front.start_soon(pool.scrubber.run)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()
 

@@ -16,7 +16,7 @@ from droppexd.errors import IntegrityError, NoSuchShard, PeerBusy, StoreError
 from droppexd.model import MISSING, ExtentId, VersionId
 from droppexd.roles.master import MasterLink
 from droppexd.runtime import Runtime
-from droppexd.store.interface import ShardStore, StoredShard
+from droppexd.store.interface import Examined, ShardStore, StoredShard
 from droppexd.wire.messages import (
     PAGE_LIMIT,
     CheckShards,
@@ -69,7 +69,7 @@ class CheckedShard(NamedTuple):
     """Hints of the header, for people."""
 
 
-def check_shard(store: ShardStore, extent: ExtentId, shard: int) -> CheckedShard:
+def check_shard(store: Examined, extent: ExtentId, shard: int) -> CheckedShard:
     """Read a shard whole and verify every piece. Blocking; keeps one piece in memory.
 
     A shard that is not sound is read a second time before it is called so: a disk may fail once, and the
@@ -86,7 +86,7 @@ def check_shard(store: ShardStore, extent: ExtentId, shard: int) -> CheckedShard
     return again
 
 
-def _check_once(store: ShardStore, extent: ExtentId, shard: int) -> CheckedShard:
+def _check_once(store: Examined, extent: ExtentId, shard: int) -> CheckedShard:
     try:
         stored = store.examine(extent, shard)
     except NoSuchShard as error:
@@ -162,13 +162,14 @@ class ShardChecker:
         checks: list[CheckedShard] = []
         for name in request.shards:
             async with self._room:  # Shard by shard, so that one long list keeps no short one waiting.
-                checks.append(await self._run_blocking(check_shard, self._store, name.extent, name.shard))
-        for check in checks:
+                check = await self._run_blocking(check_shard, self._store, name.extent, name.shard)
+            checks.append(check)
             if check.state in LOST:
                 log.warning(
                     "shard %d of extent %s is %s: %s", check.shard, check.extent, check.state, check.reason
                 )
-        await self._reports.tell(checks)
+                # At once: while the others are read it may be rebuilt, and must not be called lost then.
+                await self._reports.tell([check])
         return ShardsChecked(checks=tuple(map(_told, checks)))
 
 

@@ -1,9 +1,11 @@
 """What every store checks of a shard before it takes it, pure."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
-from droppexd.errors import IdentityError, InvalidRequest, StoreError
+from droppexd.errors import IdentityError, InvalidRequest, LocalProtocolError, StoreError
 from droppexd.model import SMALL_SIZE, ExtentId, ShardHeader, chunk_count
+from droppexd.store.interface import NOTE_BYTES
 
 ID_BYTES = 16
 """Length of the random ids of pools, starts and clusters."""
@@ -35,6 +37,14 @@ def may_join(current: bytes, cluster_id: bytes, whose: str) -> bool:
             "give the pool another folder, or point it at its own cluster"
         )
     return not current
+
+
+def check_note(subject: str, fields: Mapping[str, object]) -> None:
+    """Raise LocalProtocolError unless this may be remembered."""
+    if not subject.isalpha() or subject in ("pool", "boot"):
+        raise LocalProtocolError(f"{subject!r} is not a subject that a store remembers")
+    if len(json.dumps(fields)) > NOTE_BYTES:
+        raise LocalProtocolError(f"more than {NOTE_BYTES} bytes to be remembered of the {subject}")
 
 
 def check_written(header: ShardHeader, lengths: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,7 +24,15 @@ from droppexd.errors import DroppexError, NoSuchShard, StoreError, StoreFull
 from droppexd.model import ExtentId, Holding, ShardHeader
 from droppexd.runtime import Entropy
 from droppexd.store.ballast import BALLAST_BYTES, Ballast
-from droppexd.store.checks import ID_BYTES, check_small, first_generation, may_join, other_bytes, same_bytes
+from droppexd.store.checks import (
+    ID_BYTES,
+    check_note,
+    check_small,
+    first_generation,
+    may_join,
+    other_bytes,
+    same_bytes,
+)
 from droppexd.store.files import SYSTEM_FILES, Files, Space
 from droppexd.store.header_file import seal, sealed_checksum, unseal
 from droppexd.store.health import Health
@@ -33,12 +41,16 @@ from droppexd.store.identity import (
     Boot,
     PoolIdentity,
     lock_folder,
+    note_path,
     read_boot,
     read_identity,
+    read_note,
     write_boot,
     write_identity,
+    write_sealed,
 )
-from droppexd.store.index import Held, ShardIndex, Transaction, shard_key
+from droppexd.store.index import Held, ShardIndex, Transaction
+from droppexd.store.index_reader import shard_key
 from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 from droppexd.store.large import LargeShards
 from droppexd.store.small import examine_small
@@ -99,6 +111,7 @@ class DiskStore:
         self._reserve = reserve_bytes
         self._health = Health()
         self._joining = threading.Lock()
+        self._remembering = threading.Lock()
         self._large = LargeShards(folder, files=files)
         try:
             self._ballast = Ballast(folder, ballast_bytes, reserve=reserve_bytes, files=files)
@@ -358,6 +371,22 @@ class DiskStore:
         except OSError as error:
             raise self._health.write_failed("removing a shard", error) from error
         return gone
+
+    def remember(self, subject: str, fields: Mapping[str, object]) -> None:
+        """Replace what is remembered of a subject, durably."""
+        self._health.require_writable()
+        check_note(subject, fields)
+        with self._remembering:
+            try:
+                write_sealed(note_path(self._folder, subject), fields, self._files)
+            except OSError as error:
+                raise self._health.write_failed(f"remembering the {subject}", error) from error
+
+    def recall(self, subject: str) -> Mapping[str, object] | None:
+        """Return what `remember` was given last; None when nothing is remembered."""
+        if self._lock < 0:
+            raise StoreError("the store is closed")
+        return read_note(self._folder, subject)
 
     def usage(self) -> Usage:
         """Return how full the disk is."""

@@ -3,8 +3,9 @@
     lock        flock while the store is open; holds the process id, for people
     pool.json   format, pool id, cluster id: written once, and once more by `join`
     boot.json   number and id of the latest start, and the id of the one before
+    scrub.json  how far the scrub is: one of the notes of the pool's tasks, which may be lost
 
-Both records are one line of JSON with a checksum over the rest, replaced atomically. The boot record is
+All records are one line of JSON with a checksum over the rest, replaced atomically. The boot record is
 written after the index is open and before anything is served; so a folder with a boot record must have
 an index, and one with shards must have a boot record.
 """
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from droppexd.errors import IdentityError, StoreError
+from droppexd.errors import IdentityError, IntegrityError, StoreError
 from droppexd.folders import make_folder
 from droppexd.store.checks import ID_BYTES
 from droppexd.store.files import Files
@@ -66,6 +67,14 @@ def lock_folder(folder: Path) -> int:
         fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StoreError(f"cannot use the data folder {folder}: {error}") from error
+    take_lock(fd, folder)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def take_lock(fd: int, folder: Path) -> None:
+    """Lock an open lock file; close it and raise IdentityError when another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -75,9 +84,6 @@ def lock_folder(folder: Path) -> int:
             f"{folder} is in use by another droppexd (process {owner}): stop that one, "
             "or give this pool a data folder of its own"
         ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def read_identity(folder: Path) -> PoolIdentity | None:
@@ -94,7 +100,7 @@ def read_identity(folder: Path) -> PoolIdentity | None:
 def write_identity(folder: Path, identity: PoolIdentity, files: Files) -> None:
     """Replace the identity, durably. Raise OSError."""
     fields = {"pool_id": identity.pool_id.hex(), "cluster_id": identity.cluster_id.hex()}
-    _write_sealed(folder / POOL_FILE, fields, files)
+    write_sealed(folder / POOL_FILE, fields, files)
 
 
 def read_boot(folder: Path) -> Boot | None:
@@ -115,14 +121,30 @@ def write_boot(folder: Path, boot: Boot, files: Files) -> None:
         "boot_id": boot.boot_id.hex(),
         "previous_boot_id": boot.previous_boot_id.hex(),
     }
-    _write_sealed(folder / BOOT_FILE, fields, files)
+    write_sealed(folder / BOOT_FILE, fields, files)
 
 
 def _checksum(fields: Mapping[str, object]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
 
 
-def _write_sealed(path: Path, fields: Mapping[str, object], files: Files) -> None:
+def note_path(folder: Path, subject: str) -> Path:
+    """Return the file of what is remembered of a subject."""
+    return folder / f"{subject}.json"
+
+
+def read_note(folder: Path, subject: str) -> Mapping[str, object] | None:
+    """Return what is remembered of a subject, None when nothing is. Raise IntegrityError when damaged."""
+    path = note_path(folder, subject)
+    try:
+        fields = _read_sealed(path)
+    except StoreError as error:
+        raise IntegrityError(f"{path} cannot be used: {error}") from error
+    return None if fields is None else {name: value for name, value in fields.items() if name != "format"}
+
+
+def write_sealed(path: Path, fields: Mapping[str, object], files: Files) -> None:
+    """Replace a record, durably. Raise OSError."""
     sealed = {"format": FORMAT, **fields}
     line = json.dumps({**sealed, "checksum": _checksum(sealed)}) + "\n"
     temporary = f"{path}{_NEW}"

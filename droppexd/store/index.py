@@ -15,15 +15,15 @@ the WAL. `auto_vacuum=INCREMENTAL` costs 2 % of space and lets dropped shards gi
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from droppexd.errors import DroppexError, IntegrityError, StoreError
-from droppexd.model import ExtentId, Holding
+from droppexd.errors import IntegrityError, StoreError
 from droppexd.store.files import Files
-from droppexd.store.health import Health, primary_code
+from droppexd.store.health import Health
+from droppexd.store.index_reader import IndexReader
 
 PAGE_BYTES = 4096
 CHECKPOINT_BYTES = 8 * 1024 * 1024
@@ -36,7 +36,6 @@ VACUUM_PAGES = 512
 """Pages given back under one hold of the lock."""
 MAX_VACUUMS = 64
 """Such holds in one call of `reclaim`."""
-IDLE_READERS = 8
 RECONCILE_BATCH = 1000
 
 _SCHEMA = """
@@ -51,12 +50,6 @@ CREATE TABLE IF NOT EXISTS small (
     piece BLOB NOT NULL
 );
 """
-_LOOKUP = """
-SELECT shard.generation, shard.large, small.header, small.piece
-FROM shard LEFT JOIN small ON small.generation = shard.generation WHERE shard.key = ?
-"""
-_PAGE = "SELECT key, generation FROM shard WHERE key > ? ORDER BY key LIMIT ?"
-_FIND = "SELECT key, generation FROM shard WHERE key BETWEEN ? AND ? ORDER BY key"
 _ADD = "INSERT INTO shard VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _UNLISTED = """
 SELECT key FROM temp.found
@@ -67,33 +60,12 @@ DELETE FROM main.shard
 WHERE large AND NOT EXISTS (SELECT 1 FROM temp.found WHERE found.key = shard.key)
 """
 
-_EXTENT_BYTES = 12
-
-
-class Row(NamedTuple):
-    """A shard as the database has it; `header` (sealed) and `piece` are empty for a large one."""
-
-    generation: int
-    large: bool
-    header: bytes
-    piece: bytes
-
 
 class Held(NamedTuple):
     """A shard that stands in the index."""
 
     generation: int
     large: bool
-
-
-def shard_key(extent: ExtentId, index: int) -> bytes:
-    """Return 13 bytes that sort by (extent, index)."""
-    return extent.to_bytes() + bytes((index,))
-
-
-def holding_of(key: bytes, generation: int) -> Holding:
-    """Return the holding that a row stands for."""
-    return Holding(ExtentId.from_bytes(key[:_EXTENT_BYTES]), key[_EXTENT_BYTES], generation)
 
 
 class Transaction:
@@ -144,20 +116,19 @@ class Transaction:
         return True
 
 
-class ShardIndex:
+class ShardIndex(IndexReader):
     """The open database. Thread-safe: one writer at a time, readers beside it."""
 
     def __init__(self, path: Path, *, files: Files, health: Health) -> None:
-        self._uri = path.resolve().as_uri()
+        uri = path.resolve().as_uri()
+        super().__init__(f"{uri}?mode=ro")
         self._files = files
         self._health = health
         self._lock = threading.Lock()
-        self._readers: list[sqlite3.Connection] = []
-        self._closed = False
         self._flushing = True
         self._wal_bytes = 0
         try:
-            self._writer = self._connect(self._uri)
+            self._writer = self._connect(uri)
             self._writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             self._writer.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._writer.execute("PRAGMA journal_mode = WAL")
@@ -168,47 +139,6 @@ class ShardIndex:
             self.shards: int = self._writer.execute("SELECT count(*) FROM shard").fetchone()[0]
         except sqlite3.Error as error:
             raise StoreError(f"cannot open the database {path}: {error}") from error
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    def lookup(self, key: bytes) -> Row | None:
-        """Return a shard; None when it is not held."""
-        reader = self._take_reader()
-        try:
-            row = reader.execute(_LOOKUP, (key,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-        finally:
-            self._give_reader(reader)
-        if row is None:
-            return None
-        generation, large, header, piece = row
-        if large:
-            return Row(generation, True, b"", b"")
-        if type(header) is not bytes or type(piece) is not bytes:
-            raise IntegrityError("the small shard is damaged or missing in the database")
-        return Row(generation, False, header, piece)
-
-    def page(self, after: bytes, limit: int) -> list[Holding]:
-        """Return holdings in order of their keys, after the key `after`."""
-        return self._holdings(_PAGE, ((after, limit),))
-
-    def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
-        """Return what is held of these extents."""
-        ranges = ((packed + b"\x00", packed + b"\xff") for packed in map(ExtentId.to_bytes, extents))
-        return self._holdings(_FIND, ranges)
-
-    def _holdings(self, query: str, parameters: Iterable[tuple[object, ...]]) -> list[Holding]:
-        found: list[Holding] = []
-        reader = self._take_reader()
-        try:
-            for values in parameters:
-                found += [holding_of(key, generation) for key, generation in reader.execute(query, values)]
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-        finally:
-            self._give_reader(reader)
-        return found
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -275,7 +205,7 @@ class ShardIndex:
         """Give free pages back to the file system while many are free, in small steps."""
         for _ in range(MAX_VACUUMS):
             with self._lock:
-                if self._closed or self._health.reason:
+                if self.closed or self._health.reason:
                     return
                 try:
                     free = self._writer.execute("PRAGMA freelist_count").fetchone()[0]
@@ -296,13 +226,12 @@ class ShardIndex:
     def close(self) -> None:
         """Checkpoint and close. Idempotent."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
-            self._closed = True
+            self.closed = True
             if not self._health.reason:
                 self._checkpoint()
-            while self._readers:
-                self._readers.pop().close()
+            self.close_readers()
             # The last to go, so that SQLite's own checkpoint at the end is the writer's too.
             with suppress(sqlite3.Error):
                 self._writer.close()
@@ -327,41 +256,3 @@ class ShardIndex:
         with suppress(sqlite3.Error):
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-
-    # -- connections -------------------------------------------------------------------------------
-
-    @staticmethod
-    def _connect(uri: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        connection.text_factory = bytes  # A damaged row may claim to be text.
-        return connection
-
-    def _take_reader(self) -> sqlite3.Connection:
-        """Return a connection that nobody else uses: at most one for each thread that reads."""
-        self._require_open()
-        try:
-            return self._readers.pop()
-        except IndexError:
-            pass
-        try:
-            reader = self._connect(f"{self._uri}?mode=ro")
-            reader.execute("PRAGMA cache_size = -1024")
-        except sqlite3.Error as error:
-            raise self._unreadable(error) from error
-        return reader
-
-    def _give_reader(self, reader: sqlite3.Connection) -> None:
-        if self._closed or len(self._readers) >= IDLE_READERS:
-            reader.close()
-        else:
-            self._readers.append(reader)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StoreError("the store is closed")
-
-    @staticmethod
-    def _unreadable(error: sqlite3.Error) -> DroppexError:
-        if primary_code(error) == sqlite3.SQLITE_CORRUPT:
-            return IntegrityError(f"the database is damaged here: {error}")
-        return StoreError(f"cannot read the database: {error}")

@@ -6,7 +6,7 @@ it. A store whose flush failed says why in `read_only` until it is opened anew, 
 with StoreError; it goes on reading. A closed store refuses everything with StoreError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from droppexd.errors import DroppexError
@@ -61,6 +61,10 @@ class ShardWriter(Protocol):
         ...
 
 
+NOTE_BYTES = 256 * 1024
+"""The most that is remembered of one subject."""
+
+
 class StoredShard(Protocol):
     """A shard as it stands on the disk, opened by who verifies it. For one thread at a time; blocking."""
 
@@ -79,11 +83,33 @@ class StoredShard(Protocol):
         ...
 
 
+class Examined(Protocol):
+    """Where shards can be examined: a store, or the folder of a stopped pool."""
+
+    def examine(self, extent: ExtentId, index: int) -> StoredShard:
+        """Open a shard as it stands on the disk now, past what the store keeps in memory of it.
+
+        Raise NoSuchShard, IntegrityError when its header is damaged or is that of another shard.
+        """
+        ...
+
+    def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
+        """Return the shards that are held of these extents, in the order of `extents`, then of indices."""
+        ...
+
+    def page(self, after: tuple[ExtentId, int] | None, limit: int) -> list[Holding]:
+        """Return a page of everything held, ordered by (extent, shard index), after that one.
+
+        Damaged shards are listed too, so that they can be dropped by their generation.
+        """
+        ...
+
+
 SmallShard = tuple[ShardHeader, bytes]
 """A shard of one piece of at most SMALL_SIZE bytes, and that piece."""
 
 
-class ShardStore(Protocol):
+class ShardStore(Examined, Protocol):
     """Shards on one disk."""
 
     @property
@@ -120,29 +146,26 @@ class ShardStore(Protocol):
         """Return what the shard says of itself; raise NoSuchShard, IntegrityError when it is damaged."""
         ...
 
-    def examine(self, extent: ExtentId, index: int) -> StoredShard:
-        """Open a shard as it stands on the disk now, past what the store keeps in memory of it.
-
-        Raise NoSuchShard, IntegrityError when its header is damaged or is that of another shard.
-        """
-        ...
-
-    def find(self, extents: Sequence[ExtentId]) -> list[Holding]:
-        """Return the shards that are held of these extents, in the order of `extents`, then of indices."""
-        ...
-
-    def page(self, after: tuple[ExtentId, int] | None, limit: int) -> list[Holding]:
-        """Return a page of everything held, ordered by (extent, shard index), after that one.
-
-        Damaged shards are listed too, so that they can be dropped by their generation.
-        """
-        ...
-
     def drop(self, holdings: Sequence[Holding]) -> list[Holding]:
         """Remove these instances, durably; return those of them that are not held any more.
 
         An instance with another generation than the one named is left alone and not returned. Works on a
         full disk. When it raises, some may be gone: ask again.
+        """
+        ...
+
+    def remember(self, subject: str, fields: Mapping[str, object]) -> None:
+        """Replace what is remembered of a subject, durably: fields that JSON can hold, at most NOTE_BYTES.
+
+        For what a task of the pool would only repeat if it were lost. A full disk raises StoreFull and
+        changes nothing.
+        """
+        ...
+
+    def recall(self, subject: str) -> Mapping[str, object] | None:
+        """Return what `remember` was given last, also after a crash; None when nothing is remembered.
+
+        Raise IntegrityError when that is damaged.
         """
         ...
 

@@ -4,9 +4,10 @@ A `SimulatedDisk` is what survives a crash; a `SimulatedStore` is one start of a
 nothing depends on anything but the calls and the entropy handed in.
 """
 
+import json
 import threading
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from droppexd.errors import (
@@ -23,6 +24,7 @@ from droppexd.model import CHUNK_SIZE, EXTENT_CHUNKS, ExtentId, Holding, ShardHe
 from droppexd.runtime import Entropy
 from droppexd.store.checks import (
     ID_BYTES,
+    check_note,
     check_small,
     check_written,
     first_generation,
@@ -67,6 +69,7 @@ class SimulatedDisk:
         self.shards: dict[_Key, _Stored] = {}
         self.order: list[_Key] = []
         self.taken_bytes = 0
+        self.notes: dict[str, str] = {}
 
     # -- faults ------------------------------------------------------------------------------------
 
@@ -85,6 +88,10 @@ class SimulatedDisk:
     def damage_header(self, extent: ExtentId, shard: int) -> None:
         """Make a stored header unreadable."""
         self._stored(extent, shard).damaged = True
+
+    def damage_note(self, subject: str) -> None:
+        """Make what is remembered of a subject unreadable."""
+        self.notes[subject] = self.notes[subject][:-1]
 
     def fail_flush(self, reason: str = "Input/output error") -> None:
         """Make the next flush fail, and with it every later one of that start."""
@@ -252,6 +259,29 @@ class SimulatedStore:
                     self._disk.remove((holding.extent, holding.shard))
                 gone.append(holding)
         return gone
+
+    def remember(self, subject: str, fields: Mapping[str, object]) -> None:
+        """Replace what is remembered of a subject, durably."""
+        with self._lock:
+            self._require_writable()
+            check_note(subject, fields)
+            note = json.dumps(fields)
+            self._require_room(len(note))
+            self._flush()
+            self._disk.notes[subject] = note
+
+    def recall(self, subject: str) -> Mapping[str, object] | None:
+        """Return what `remember` was given last; None when nothing is remembered."""
+        with self._lock:
+            self._require_open()
+            note = self._disk.notes.get(subject)
+            if note is None:
+                return None
+            try:
+                fields: Mapping[str, object] = json.loads(note)
+            except ValueError as error:
+                raise IntegrityError(f"the note of the {subject} is damaged") from error
+            return fields
 
     def usage(self) -> Usage:
         """Return how full the disk is."""

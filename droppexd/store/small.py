@@ -2,7 +2,7 @@
 
 from droppexd.errors import IntegrityError, NoSuchShard
 from droppexd.store.header_file import unseal
-from droppexd.store.index import Row, holding_of
+from droppexd.store.index_reader import Row, holding_of
 
 
 class ExaminedSmall:

@@ -34,6 +34,7 @@ from droppexd.model import (
     PoolNumber,
     Receipt,
     Role,
+    ScrubReport,
     Survives,
     Token16,
     Version,
@@ -538,6 +539,7 @@ class Heartbeat(Request[Heard]):
     read_only: bool
     reconciled: bool = True
     quarantined: int = 0
+    scrub: ScrubReport = ScrubReport()
 
 
 ExtentIds = Annotated[tuple[ExtentId, ...], Bounds(0, PAGE_LIMIT)]
@@ -842,3 +844,168 @@ class CheckShards(Request[ShardsChecked]):
     """Read these shards whole and verify every piece; report what is absent or damaged to the master."""
 
     shards: Annotated[tuple[ShardName, ...], Bounds(1, CHECK_LIMIT)]
+
+
+# -- app to pool: scrubs ---------------------------------------------------------------------------
+
+
+@record
+class ScrubSummary:
+    """A pass through everything that a pool holds; `ended_ms` is 0 while it is under way.
+
+    `requested` passes go at full speed. `lost` counts shards that were damaged or gone, `unreadable` those
+    that the store could not judge; `trouble` says why a pass ended before everything was read.
+    """
+
+    number: int
+    requested: bool
+    begun_ms: int
+    ended_ms: int
+    shards: int
+    size: int
+    lost: int
+    unreadable: int
+    trouble: Annotated[str, Bounds(0, 1024)] = ""
+
+
+@record
+class ScrubProgress:
+    """Where a pool's scrub is: the pass under way, and the last that ended.
+
+    `held` shards are there now; `expected_size` is a guess of what the current pass will have read, in
+    bytes, and `rate` its speed in bytes a second.
+    """
+
+    current: ScrubSummary | None
+    last: ScrubSummary | None
+    held: int
+    expected_size: int
+    rate: int
+
+
+@message(81)
+class ScrubState(Reply):
+    """Where the pool's scrub is."""
+
+    progress: ScrubProgress
+
+
+@message(80, reply=ScrubState, callers=_APP)
+class StartScrub(Request[ScrubState]):
+    """Begin a pass at full speed, from the first shard, or join one that runs so."""
+
+
+@message(82, reply=ScrubState, callers=_APP)
+class GetScrub(Request[ScrubState]):
+    """Ask where the scrub is."""
+
+
+class ScrubFinding(NamedTuple):
+    """A shard that was not sound. `name` and `version` are what its header says, where that can be read."""
+
+    shard: ShardName
+    state: Annotated[str, Bounds(0, 16)]
+    size: int
+    name: Annotated[str, Bounds(0, MAX_NAME_BYTES)]
+    version: VersionId | None
+    reason: Annotated[str, Bounds(0, 1024)]
+
+
+@message(84)
+class ScrubFindings(Reply):
+    """What a pass found: the first hundred of it; none of a pass that the pool has forgotten."""
+
+    findings: Annotated[tuple[ScrubFinding, ...], Bounds(0, 256)]
+
+
+@message(83, reply=ScrubFindings, callers=_APP)
+class GetScrubFindings(Request[ScrubFindings]):
+    """Ask what the pass of that number found, while it is the current or the last one."""
+
+    number: int
+
+
+# -- client to app: scrubs and checks --------------------------------------------------------------
+
+
+@record
+class PoolScrub:
+    """A pool and its scrub; without `progress` it could not be asked, and `error` says why."""
+
+    pool: PoolNumber
+    name: Label
+    machine: Label
+    progress: ScrubProgress | None = None
+    error: Annotated[str, Bounds(0, 512)] = ""
+
+
+@message(41)
+class Scrubs(Reply):
+    """The scrubs of all pools that count."""
+
+    pools: Annotated[tuple[PoolScrub, ...], Bounds(0, 4096)]
+
+
+@message(40, reply=Scrubs, callers=_CLIENT)
+class WatchScrubs(Request[Scrubs]):
+    """Ask all pools where their scrubs are; with `start`, begin or join a pass at full speed on each."""
+
+    start: bool = False
+
+
+@message(42, reply=ScrubFindings, callers=_CLIENT)
+class ListFindings(Request[ScrubFindings]):
+    """Ask what pass `number` of a pool found."""
+
+    pool: PoolNumber
+    number: int
+
+
+class ShardFault(NamedTuple):
+    """A shard of a file that does not count now.
+
+    `extent` is its extent's place in the file, from 0. `state` is missing (by the record), absent, damaged,
+    unreadable, or unreachable (its pool could not be asked); `pool` is 0 where it is missing.
+    """
+
+    extent: Annotated[int, Bounds(0, MAX_EXTENTS - 1)]
+    shard: ShardIndex
+    state: Annotated[str, Bounds(0, 16)]
+    pool: PoolNumber
+    name: Label
+    machine: Label
+    reason: Annotated[str, Bounds(0, 512)]
+
+
+CHECKED_EXTENTS = 16
+"""Extents that are checked in one request: 4 GiB of file data."""
+
+
+@message(45)
+class FileChecked(Reply):
+    """What the pools found of some extents of a file; go on with the extent `next`, unless it is 0.
+
+    `size` is that of the file and `extents` how many it has; `checked_size` and `shards` are about these
+    extents, `verified_size` is what their sound shards take. `survives_...` counts sound shards alone.
+    """
+
+    name: FileName
+    version: VersionId
+    size: int
+    extents: int
+    next: int
+    checked_size: int
+    shards: int
+    verified_size: int
+    faults: Annotated[tuple[ShardFault, ...], Bounds(0, CHECKED_EXTENTS * (MAX_K + MAX_M))]
+    survives_pools: Survives | None
+    survives_machines: Survives | None
+
+
+@message(44, reply=FileChecked, callers=_CLIENT)
+class CheckFile(Request[FileChecked]):
+    """Have the pools read every shard of some extents of a file, from the extent `first` on."""
+
+    name: FileName
+    version: VersionId | None = None
+    first: Annotated[int, Bounds(0, MAX_EXTENTS - 1)] = 0

@@ -18,7 +18,7 @@ from droppexd.errors import (
 )
 from droppexd.model import SMALL_SIZE, ExtentId, Holding, Layout, ShardHeader, VersionId
 from droppexd.store.disk import open_disk_store
-from droppexd.store.interface import ShardStore
+from droppexd.store.interface import NOTE_BYTES, ShardStore
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 
 CHUNK = 256 * 1024
@@ -523,3 +523,36 @@ def test_only_the_instance_that_is_named_is_replaced(harness):
     with pytest.raises(StoreError, match="other bytes"):
         writer.finish(header_of(1, SIZE, salt=5), replacing=old + 1)
     assert bytes(harness.store.read(header.extent, 0, 0)[0]) == data
+
+
+def test_what_is_remembered_of_a_subject_is_recalled_also_after_a_crash(harness):
+    assert harness.store.recall("scrub") is None
+    notes = [
+        {},
+        {"text": "ü", "number": 2**60, "part": 0.1, "list": [1, None, {"deep": True}]},
+        {"number": 2},
+    ]
+    for fields in notes:
+        harness.store.remember("scrub", fields)
+        harness.store.remember("other", {"of": "another"})
+        for again in (lambda one: one.store, crash, restart):
+            assert again(harness).recall("scrub") == fields
+            assert harness.store.recall("other") == {"of": "another"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "fields"),
+    [("pool", {}), ("boot", {}), ("../scrub", {}), ("", {}), ("scrub", {"text": "x" * NOTE_BYTES})],
+)
+def test_only_small_notes_of_plain_subjects_are_remembered(harness, subject, fields):
+    with pytest.raises(LocalProtocolError):
+        harness.store.remember(subject, fields)
+
+
+def test_a_closed_store_neither_remembers_nor_recalls(harness):
+    harness.store.close()
+    with pytest.raises(StoreError):
+        harness.store.recall("scrub")
+    if isinstance(harness, SimulatedHarness):
+        with pytest.raises(StoreError):
+            harness.store.remember("scrub", {})

@@ -195,6 +195,13 @@ def test_all_problems_are_told_at_once(write):
     assert describe_problems(problems).startswith("9 problems:\n  ")
 
 
+def test_a_scrub_has_some_bandwidth(write):
+    config = load(file=write('[pool]\nscrub_limit = "5MB"\nscrub_every = "7d"\n'), roles=["pool"], data="/d")
+    assert (config.pool_scrub_limit, config.pool_scrub_every) == (5_000_000, 7 * 86400.0)
+    (problem,) = problems_of(file=write("[pool]\nscrub_limit = 999\n"), roles=["pool"], data="/d")
+    assert "pool.scrub_limit: 999 a second is too little" in problem
+
+
 def test_a_key_in_the_wrong_table_is_pointed_at_the_right_one(write):
     (problem,) = problems_of(file=write("[app]\nreserve = 1\n"), roles=["app"])
     assert "did you mean pool.reserve?" in problem
