@@ -242,14 +242,14 @@ class _Pool:
         clock = self._runtime.clock
         reviewed = clock.now()
         while True:
-            with trio.move_on_after(max(0.0, reviewed + self._settings.review_s - clock.now())):
+            with trio.move_on_after(max(0.0, reviewed + self._settings.review_s - clock.now())) as waiting:
                 await self._garbage.wait()
             try:
                 if self._garbage.is_set():
                     self._garbage = trio.Event()
                     await self._collect_garbage(self._number)
                     await self._review_doubtful(self._number)
-                if clock.now() - reviewed >= self._settings.review_s:
+                if waiting.cancelled_caught:
                     reviewed = clock.now()
                     await self._review_everything(self._number)
             except DroppexError as error:
