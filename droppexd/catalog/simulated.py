@@ -69,6 +69,8 @@ class SimulatedEngine:
         self._lock = trio.Lock()
         self._watchers = Watchers()
         self._failure = ""
+        self._flush_failure = ""
+        self._written_all_the_same = 0
 
     @property
     def revision(self) -> int:
@@ -111,7 +113,10 @@ class SimulatedEngine:
         async with self._lock:
             if not waiting.done.is_set():
                 await self._flush()
-                self._write_waiting(len(self._waiting))
+                if self._flush_failure:
+                    self._lose_waiting(self._flush_failure, self._written_all_the_same)
+                else:
+                    self._write_waiting(len(self._waiting))
         return waiting.result()
 
     def _write_waiting(self, count: int) -> None:
@@ -148,22 +153,34 @@ class SimulatedEngine:
             last = bisect_left(log, log[last - 1].revision + 1, key=lambda entry: entry.revision)
         return log[first:last]
 
+    def fail_flush(self, reason: str = "Input/output error", *, written: int = 0) -> None:
+        """Make the next flush fail: the engine takes no more writes, and nobody knows what was written.
+
+        The first `written` of the transactions that wait then are on the disk all the same.
+        """
+        self._flush_failure = f"flushing failed ({reason})"
+        self._written_all_the_same = written
+
     def crash(self, *, written: int = 0) -> SimulatedDisk:
         """Lose everything that is not flushed, end every waiting transaction, and return the disk.
 
         The first `written` of the waiting transactions reach the disk all the same, as can happen to a
         real one; their callers learn nothing of it.
         """
+        self._lose_waiting("the catalogue crashed", written)
+        disk, self.disk = self.disk, SimulatedDisk()
+        return disk
+
+    def _lose_waiting(self, reason: str, written: int) -> None:
+        """Fail, and with it all that waits, though the first `written` of it reach the disk."""
         lost = self._waiting
         self._waiting = []
-        self._fail("the catalogue crashed")
+        self._fail(reason)
         for txn in lost[:written]:
             if self.disk.holds(txn.compare) and txn.then:
                 self.disk.apply(self._runtime.clock.wall_ms(), txn.then)
         for txn in lost:
             txn.fail(self._failure)
-        disk, self.disk = self.disk, SimulatedDisk()
-        return disk
 
     def _fail(self, reason: str) -> None:
         self._failure = reason

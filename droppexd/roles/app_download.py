@@ -172,15 +172,18 @@ class _Fetch:
         self._pieces: dict[int, Frame] = {}
         self._failures: dict[int, str] = {}
         self._pools: dict[int, PoolInfo] = {}
+        self._down: set[int] = set()
         view = registration.view
         for index, number in enumerate(extent.pools):
             pool = view.pool(number)
             if number == MISSING or pool is None:
                 self._failures[index] = "missing" if number == MISSING else f"pool {number} is unknown"
-            elif not pool.readable and not self._connections.connected(pool.address):
-                self._failures[index] = f"{pool.name} is {pool.state}"
             else:
                 self._pools[index] = pool
+                if not pool.readable and not self._connections.connected(pool.address):
+                    # The map may be some seconds old, and a master that began a moment ago calls all pools
+                    # down: that is a reason to ask the others first, and none to refuse what can be read.
+                    self._down.add(index)
 
     async def run(self) -> dict[int, Frame]:
         """Return pieces by shard index: all that are wanted, or else at least k."""
@@ -199,11 +202,12 @@ class _Fetch:
         return self._pieces
 
     def _sources(self) -> list[int]:
-        """Return the shards worth asking for, best first: wanted, data, parity; suspects last."""
+        """Return the shards to ask for, best first: wanted, data, parity; then suspects, then down pools."""
         wanted = self._wanted
         return sorted(
             (index for index in self._pools if index not in self._failures and index not in self._pieces),
             key=lambda index: (
+                index in self._down,
                 self._extent.pools[index] in self._late or self._extent.pools[index] in self._suspects,
                 index not in wanted,
                 index,
@@ -297,7 +301,7 @@ class _Fetch:
     def _unreachable(self, index: int, error: PeerError) -> None:
         pool = self._pools[index]
         self._suspects.add(pool.number)
-        self._failures[index] = f"{pool.name}: {error}"
+        self._failures[index] = f"{pool.name}{' is down' if index in self._down else ''}: {error}"
 
     async def _fetch(self, index: int, pending: Pending[Piece] | None) -> None:
         """Fetch one piece; a failure becomes a note, for parity is there for it."""

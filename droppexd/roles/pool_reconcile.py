@@ -120,8 +120,10 @@ class Reconciler:
         clock = self._clock
         reviewed = clock.now()
         while True:
-            due_s = _RETRY_S if self._comparisons_due else reviewed + self._review_s - clock.now()
-            with trio.move_on_after(max(0.0, due_s)):
+            retrying = self._comparisons_due > 0
+            due_s = _RETRY_S if retrying else reviewed + self._review_s - clock.now()
+            # What is due is told by the end of the wait: worked out again, rounding could say "not yet" for ever.
+            with trio.move_on_after(max(0.0, due_s)) as waiting:
                 await self._news.wait()
             self._news = trio.Event()
             if self._comparisons_due:
@@ -130,7 +132,7 @@ class Reconciler:
                 self._garbage = False
                 await self._attempt(self._collect_garbage)
                 await self._attempt(self._review_doubtful)
-            if clock.now() - reviewed >= self._review_s:
+            if waiting.cancelled_caught and not retrying:
                 reviewed = clock.now()
                 await self._attempt(self._review_everything)
 

@@ -7,8 +7,11 @@ nothing depends on anything but the calls and the entropy handed in.
 import json
 import threading
 from bisect import bisect_right, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 from droppexd.errors import (
     DroppexError,
@@ -55,6 +58,28 @@ class _Stored:
         return OVERHEAD_BYTES + self.header.stored_size
 
 
+class PowerLoss(NamedTuple):
+    """A power failure that is planned for the next flush."""
+
+    kept: int
+    """How many of the writes that wait for that flush reach the disk all the same."""
+    on_loss: Callable[[], None]
+    """Told at that moment, so that the process that used the disk ends as well."""
+
+
+class Snapshot(NamedTuple):
+    """What a disk held at some moment."""
+
+    cluster_id: bytes
+    boot_id: bytes
+    boots: int
+    shards: dict[_Key, _Stored]
+
+
+def _nothing() -> None:
+    """Take no time."""
+
+
 class SimulatedDisk:
     """What survives a crash: identity, boot record and flushed shards. Also where faults are planted."""
 
@@ -66,6 +91,11 @@ class SimulatedDisk:
         self.boots = 0
         self.in_use = False
         self.flush_failure = ""
+        self.power_loss: PowerLoss | None = None
+        self.on_access: Callable[[], None] = _nothing
+        """Called when something is read or flushed: a slow disk has time pass here."""
+        self.unreadable: set[_Key] = set()
+        """Shards whose pieces cannot be read; headers and lists can."""
         self.shards: dict[_Key, _Stored] = {}
         self.order: list[_Key] = []
         self.taken_bytes = 0
@@ -96,6 +126,30 @@ class SimulatedDisk:
     def fail_flush(self, reason: str = "Input/output error") -> None:
         """Make the next flush fail, and with it every later one of that start."""
         self.flush_failure = reason
+
+    def fail_power(self, kept: int, on_loss: Callable[[], None]) -> None:
+        """Have the power fail at the next flush, between writing and flushing.
+
+        The first `kept` of the writes that this flush was for are on the disk afterwards, the others are not;
+        none is acknowledged. A large shard is there whole or not at all, as it is on a real disk.
+        """
+        self.power_loss = PowerLoss(kept, on_loss)
+
+    def snapshot(self) -> Snapshot:
+        """Return a copy of what is on the disk now."""
+        shards = {
+            key: replace(stored, pieces=list(stored.pieces)) for key, stored in sorted(self.shards.items())
+        }
+        return Snapshot(self.cluster_id, self.boot_id, self.boots, shards)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the disk what it was then, while no store uses it."""
+        self.cluster_id, self.boot_id, self.boots = snapshot[:3]
+        self.shards = {
+            key: replace(stored, pieces=list(stored.pieces)) for key, stored in snapshot.shards.items()
+        }
+        self.order = sorted(self.shards)
+        self.taken_bytes = sum(stored.taken_bytes for stored in self.shards.values())
 
     def _stored(self, extent: ExtentId, shard: int) -> _Stored:
         stored = self.shards.get((extent, shard))
@@ -129,6 +183,7 @@ class SimulatedStore:
             raise IdentityError("the simulated disk is in use by another pool")
         disk.in_use = True
         disk.flush_failure = ""
+        disk.power_loss = None
         if not disk.pool_id:
             disk.pool_id = entropy.token(ID_BYTES)
         previous, disk.boot_id = disk.boot_id, entropy.token(ID_BYTES)
@@ -158,7 +213,7 @@ class SimulatedStore:
             if not may_join(self._disk.cluster_id, cluster_id, "the simulated disk"):
                 return
             self._require_writable()
-            self._flush()
+            self._flush(partial(setattr, self._disk, "cluster_id", cluster_id))
             self._disk.cluster_id = cluster_id
 
     def begin(self, expected_size: int) -> ShardWriter:
@@ -182,21 +237,17 @@ class SimulatedStore:
 
     def keep_large(self, header: ShardHeader, pieces: list[bytes], replacing: int) -> int:
         """Flush a shard that a writer finished and return its generation."""
-        key = (header.extent, header.index)
         with self._lock:
             self._require_writable()
-            self._flush()
-            held = self._disk.shards.get(key)
-            if replacing and held is not None and held.generation == replacing:
-                self._disk.remove(key)
-            return self._keep(header, pieces)
+            self._flush(partial(self._keep, header, pieces, replacing))
+            return self._keep(header, pieces, replacing)
 
     def put_small(self, shards: Sequence[SmallShard]) -> list[int | DroppexError]:
         """Make small shards durable with one flush for all."""
         with self._lock:
             try:
                 self._require_writable()
-                self._flush()
+                self._flush(*[partial(self._put_one, header, piece) for header, piece in shards])
             except StoreError as error:
                 return [error] * len(shards)
             return [self._put_one(header, piece) for header, piece in shards]
@@ -211,7 +262,10 @@ class SimulatedStore:
     def read(self, extent: ExtentId, index: int, chunk: int) -> tuple[Buffer, bytes]:
         """Return the piece of a chunk and its stored checksum, unverified."""
         with self._lock:
+            self._disk.on_access()
             stored = self._sound(extent, index)
+            if (extent, index) in self._disk.unreadable:
+                raise IntegrityError("the piece cannot be read (Input/output error)")
             if not 0 <= chunk < len(stored.pieces):
                 raise NoSuchShard(f"the shard has {len(stored.pieces)} chunks, no chunk {chunk}")
             return stored.pieces[chunk], stored.header.checksums[chunk]
@@ -250,14 +304,8 @@ class SimulatedStore:
         gone: list[Holding] = []
         with self._lock:
             self._require_writable()
-            self._flush()
-            for holding in holdings:
-                stored = self._disk.shards.get((holding.extent, holding.shard))
-                if stored is not None and stored.generation != holding.generation:
-                    continue
-                if stored is not None:
-                    self._disk.remove((holding.extent, holding.shard))
-                gone.append(holding)
+            self._flush(*[partial(self._drop_one, holding) for holding in holdings])
+            gone += [holding for holding in holdings if self._drop_one(holding)]
         return gone
 
     def remember(self, subject: str, fields: Mapping[str, object]) -> None:
@@ -283,6 +331,16 @@ class SimulatedStore:
                 raise IntegrityError(f"the note of the {subject} is damaged") from error
             return fields
 
+    def _drop_one(self, holding: Holding) -> bool:
+        """Remove one instance; return False when another one is held in its place."""
+        key = (holding.extent, holding.shard)
+        stored = self._disk.shards.get(key)
+        if stored is not None and stored.generation != holding.generation:
+            return False
+        if stored is not None:
+            self._disk.remove(key)
+        return True
+
     def usage(self) -> Usage:
         """Return how full the disk is."""
         with self._lock:
@@ -303,16 +361,19 @@ class SimulatedStore:
 
     # -- helpers, the lock held --------------------------------------------------------------------
 
-    def _keep(self, header: ShardHeader, pieces: list[bytes]) -> int:
+    def _keep(self, header: ShardHeader, pieces: list[bytes], replacing: int = 0) -> int:
         key = (header.extent, header.index)
-        if key in self._disk.shards:
+        there = self._disk.shards.get(key)
+        if there is not None and there.generation == replacing:
+            self._disk.remove(key)
+        elif there is not None:
             held = self._sound(*key)
             if not same_bytes(held.header, header):
                 raise other_bytes(header.extent, header.index)
             return held.generation
-        self._generation += 1
-        stored = _Stored(header, pieces, self._generation)
+        stored = _Stored(header, pieces, self._generation + 1)
         self._require_room(stored.taken_bytes)
+        self._generation += 1
         self._disk.add(key, stored)
         return stored.generation
 
@@ -328,8 +389,19 @@ class SimulatedStore:
     def _holding(self, key: _Key) -> Holding:
         return Holding(*key, self._disk.shards[key].generation)
 
-    def _flush(self) -> None:
-        if self._disk.flush_failure:
+    def _flush(self, *written: Callable[[], object]) -> None:
+        """Flush, which does nothing here unless it fails; `written` is what is not durable before."""
+        disk = self._disk
+        disk.on_access()
+        if disk.power_loss is not None:
+            loss, disk.power_loss = disk.power_loss, None
+            for write in written[: loss.kept]:
+                with suppress(DroppexError):
+                    write()
+            self.crash()
+            loss.on_loss()
+            raise StoreError("the power failed")
+        if disk.flush_failure:
             self._reason = f"flushing failed ({self._disk.flush_failure})"
             self._require_writable()
 

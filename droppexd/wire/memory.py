@@ -64,6 +64,7 @@ class MemoryNetwork:
         self._delay_s = delay_s
         self._processes: dict[str, _Process] = {}
         self._blocked: dict[tuple[str, str], None] = {}
+        self._slow: dict[str, float] = {}
         self._connections: dict[int, _Connection] = {}
         self._serial = 0
         self._port = FIRST_PORT - 1
@@ -93,10 +94,32 @@ class MemoryNetwork:
             self._blocked[other, one] = None
         self._review()
 
-    def heal(self) -> None:
-        """End all partitions; what was held back on living connections goes on its way."""
-        self._blocked.clear()
+    def heal(self, one: str | None = None, other: str | None = None) -> None:
+        """End the partition between two processes, or all; what was held back goes on its way.
+
+        That holds on living connections: those that were given up meanwhile stay closed.
+        """
+        if one is None or other is None:
+            self._blocked.clear()
+        else:
+            self._blocked.pop((one, other), None)
+            self._blocked.pop((other, one), None)
         self._review()
+
+    def cut(self, one: str, other: str) -> None:
+        """Break all connections between two processes; what is on its way on them is lost."""
+        for connection in tuple(self._connections.values()):
+            if {end.process.name for end in connection.ends} == {one, other}:
+                for end in connection.ends:
+                    end.process.schedule(trio.current_time(), end.lose)
+                connection.broken()
+
+    def slow(self, name: str, extra_s: float) -> None:
+        """Have each message from or to a process take up to `extra_s` longer; 0 ends that."""
+        if extra_s:
+            self._slow[name] = extra_s
+        else:
+            self._slow.pop(name, None)
 
     def pause(self, name: str) -> None:
         """Stop a process: nothing is delivered to it and nothing leaves it. Its timers go on."""
@@ -126,9 +149,14 @@ class MemoryNetwork:
         self._port += 1
         return self._port
 
-    def delay(self) -> float:
-        """Draw the seconds that one message takes."""
-        return self._entropy.uniform(*self._delay_s)
+    def delay(self, *between: str) -> float:
+        """Draw the seconds that one message takes between these processes."""
+        delay_s = self._entropy.uniform(*self._delay_s)
+        if self._slow:
+            extra_s = max(self._slow.get(name, 0.0) for name in between)
+            if extra_s:
+                delay_s += self._entropy.uniform(0.0, extra_s)
+        return delay_s
 
     def blocked(self, source: "_Process", target: "_Process") -> bool:
         """Whether nothing passes from one process to another now."""
@@ -188,7 +216,8 @@ class _Process:
     def connect(self, address: str, on_message: ChannelCallback, on_lost: LostCallback) -> "_MemoryChannel":
         channel = _MemoryChannel(self, self._network, on_message, on_lost)
         if self.alive:
-            self.schedule(trio.current_time() + self._network.delay(), lambda: channel.knock(address))
+            due = trio.current_time() + self._network.delay(self.name)
+            self.schedule(due, lambda: channel.knock(address))
         return channel
 
     def schedule(self, due: float, action: Callable[[], None]) -> None:
@@ -253,10 +282,10 @@ class _End:
             self._dispatch(self._held.popleft())
 
     def _dispatch(self, action: Callable[[float], None]) -> None:
-        network = self.connection.network
-        due = max(self._last_due, trio.current_time() + network.delay())
+        network, target = self.connection.network, self.connection.other(self).process
+        due = max(self._last_due, trio.current_time() + network.delay(self.process.name, target.name))
         self._last_due = due
-        self.connection.other(self).process.schedule(due, lambda: action(due))
+        target.schedule(due, lambda: action(due))
 
     def close(self) -> None:
         """Close this end; the other hears of it once it can."""
@@ -303,7 +332,12 @@ class _Connection:
         if not other.alive:
             self.network.remove(self)
         elif not self.network.blocked(end.process, other.process):
-            other.process.schedule(trio.current_time() + self.network.delay(), other.lose)
+            delay_s = self.network.delay(end.process.name, other.process.name)
+            other.process.schedule(trio.current_time() + delay_s, other.lose)
+
+    def broken(self) -> None:
+        """Lose what is on its way."""
+        self._closed_at = min(self._closed_at, trio.current_time())
 
     def review(self) -> None:
         """Look again at what stands between the two ends."""
@@ -323,7 +357,8 @@ class _Connection:
                 end.release()
             else:
                 target = self.other(end)
-                target.process.schedule(trio.current_time() + self.network.delay(), target.lose)
+                delay_s = self.network.delay(end.process.name, target.process.name)
+                target.process.schedule(trio.current_time() + delay_s, target.lose)
 
     def _check(self, end: _End) -> None:
         """Give the connection up when nothing was heard for too long."""

@@ -1,17 +1,15 @@
-"""A whole cluster in one process: trio's mock clock, a simulated network, simulated stores and engine.
+"""A small cluster in one process for stories by hand; `simulator` has the one for random histories.
 
 One seed gives one trace: all that is random is drawn from it, and trio's own shuffling of tasks too.
 """
 
 import hashlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 import trio
-import trio.testing
 
 from droppexd.catalog.simulated import SimulatedDisk as CatalogDisk
 from droppexd.catalog.simulated import SimulatedEngine
@@ -21,40 +19,11 @@ from droppexd.model import Role
 from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
 from droppexd.roles.pool import PoolSettings, serve_pool
-from droppexd.runtime import Runtime
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.memory import MemoryNetwork
+from tests.simulation.simulator.surroundings import run_mocked, runtime_of
 
-START_MS = 1_700_000_000_000
 CHUNK_SIZE = 16 * 1024
-
-
-class MockedClock:
-    """The mock clock of the run, and a wall clock that agrees with it."""
-
-    def now(self) -> float:
-        return trio.current_time()
-
-    def wall_ms(self) -> int:
-        return START_MS + int(trio.current_time() * 1000)
-
-
-class SeededEntropy:
-    """All randomness of a run."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def token(self, size_bytes: int) -> bytes:
-        return self._random.randbytes(size_bytes)
-
-    def uniform(self, low: float, high: float) -> float:
-        return self._random.uniform(low, high)
-
-
-async def run_inline(function, *args):
-    await trio.lowlevel.checkpoint()
-    return function(*args)
 
 
 @dataclass
@@ -72,8 +41,8 @@ class Cluster:
 
     def __init__(self, nursery: trio.Nursery, seed: int) -> None:
         self._nursery = nursery
-        self.entropy = SeededEntropy(seed)
-        self.runtime = Runtime(clock=MockedClock(), entropy=self.entropy, run_blocking=run_inline)
+        self.runtime, _, _ = runtime_of(seed)
+        self.entropy = self.runtime.entropy
         self.trace = hashlib.blake2b()
         self.deliveries = 0
         self.network = MemoryNetwork(self.entropy, trace=self._note)
@@ -208,12 +177,10 @@ Story = Callable[[Cluster], Awaitable[None]]
 
 
 @pytest.fixture
-def simulate(monkeypatch):
+def simulate():
     """Run a story on a cluster under the mock clock; return a digest of everything that was delivered."""
 
     def run(story: Story, *, seed: int) -> str:
-        monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-        trio._core._run._r.seed(seed)
         digest = ""
 
         async def main() -> None:
@@ -224,7 +191,7 @@ def simulate(monkeypatch):
                 digest = cluster.trace.hexdigest()
                 nursery.cancel_scope.cancel()
 
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        run_mocked(main, seed=seed)
         return digest
 
     return run

@@ -260,6 +260,7 @@ def test_too_many_lost_pools_are_named_with_what_is_wrong(play):
         one.found = one.placed_on(1, MISSING, 3, 99, 5)
         one.pools[3].pieces.clear()
         one.registration.view = MapView(one.map_with(pool_5="down"))
+        one.stage.network.kill("pool-5")
         with pytest.raises(NotEnoughShards) as caught:
             await one.read()
         assert "only 1 of the 3 shards" in str(caught.value)
@@ -267,9 +268,27 @@ def test_too_many_lost_pools_are_named_with_what_is_wrong(play):
             "extent 1-1 shard 1: missing",
             "extent 1-1 shard 2: not on pool-3",
             "extent 1-1 shard 3: pool 99 is unknown",
-            "extent 1-1 shard 4: pool-5 is down",
+            f"extent 1-1 shard 4: pool-5 is down: {one.addresses[5]} is not reachable",
         )
         assert len(one.lookups) == 1
+
+    scene(play, body)
+
+
+def test_pools_that_the_map_calls_down_are_asked_when_nothing_else_is_left(play):
+    async def body(one):
+        one.found = one.placed_on(1, 2, 3, MISSING, MISSING)
+        one.registration.view = MapView(one.map_with(pool_1="down", pool_3="down"))
+        assert await one.read() == (CONTENT, 0)
+
+    scene(play, body)
+
+
+def test_pools_that_the_map_calls_down_are_left_alone_while_others_will_do(play):
+    async def body(one):
+        one.registration.view = MapView(one.map_with(pool_1="down", pool_3="down"))
+        assert await one.read() == (CONTENT, PARTS)
+        assert not one.reads_of(1, 3)
 
     scene(play, body)
 

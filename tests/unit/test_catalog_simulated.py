@@ -72,3 +72,32 @@ def test_nothing_is_seen_before_its_flush():
             assert await engine.get([b"a"]) == [(b"a", b"1", 1)]
 
     run(main)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_failed_flush_ends_the_engine_and_leaves_open_what_was_written(written):
+    async def main():
+        engine = make()
+        failures = []
+
+        async def put(key):
+            try:
+                await engine.txn([], [Operation(key, b"1")])
+            except CatalogError as error:
+                failures.append((key, str(error)))
+
+        await put(b"before")
+        engine.fail_flush(written=written)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put, b"x")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(put, b"y")
+        assert sorted(failures) == [(key, "flushing failed (Input/output error)") for key in (b"x", b"y")]
+        assert engine.failure
+        with pytest.raises(CatalogError):
+            await engine.txn([], [Operation(b"z", b"1")])
+        again = make(engine.crash())
+        found = await again.range(b"", b"zz", 10)
+        assert [entry.key for entry in found] == [b"before", b"x", b"y"][: written + 1]
+
+    run(main)

@@ -195,3 +195,57 @@ def test_one_seed_gives_one_trace(monkeypatch):
     assert len(first) == 240
     assert trace_of(5, monkeypatch) == first
     assert trace_of(6, monkeypatch) != first
+
+
+def test_one_partition_can_end_while_another_lasts():
+    async def scenario(pair):
+        pair.network.partition("a", "b")
+        pair.network.partition("a", "c")
+        pair.network.heal("a", "c")
+        pair.channel.send([b"1"])
+        await trio.sleep(1)
+        assert pair.heard == []
+        pair.network.heal("b", "a")
+        await trio.sleep(1)
+        assert words(pair.heard) == [b"1"]
+
+    run(scenario)
+
+
+def test_a_cut_connection_loses_what_is_on_its_way_and_both_sides_hear_of_it():
+    async def scenario(pair):
+        pair.channel.send([b"1"])
+        pair.network.cut("a", "b")
+        await trio.sleep(1)
+        assert (pair.heard, len(pair.lost)) == ([], 1)
+        assert not pair.channel.send([b"2"])
+        assert not pair.listener.send(pair.peer, [b"3"])
+
+    run(scenario)
+
+
+def test_a_cut_between_others_changes_nothing():
+    async def scenario(pair):
+        pair.network.cut("a", "c")
+        pair.channel.send([b"1"])
+        await trio.sleep(1)
+        assert (words(pair.heard), pair.lost) == ([b"1"], [])
+
+    run(scenario)
+
+
+def test_messages_of_a_slow_process_take_longer_and_keep_their_order():
+    async def scenario(pair):
+        pair.network.slow("a", 100.0)
+        for number in range(10):
+            pair.channel.send([str(number).encode()])
+        await trio.sleep(0.01)
+        assert len(pair.heard) < 10
+        await trio.sleep(101)
+        assert words(pair.heard) == [str(number).encode() for number in range(10)]
+        pair.network.slow("a", 0)
+        pair.channel.send([b"fast"])
+        await trio.sleep(0.01)
+        assert words(pair.heard)[-1] == b"fast"
+
+    run(scenario)

@@ -126,3 +126,75 @@ def test_one_seed_gives_one_identity_and_the_same_generations():
         return (store.identity, store.put_small([(header_of(), bytes(10))]))
 
     assert run() == run()
+
+
+def test_a_piece_that_cannot_be_read_is_an_integrity_error_until_it_can(disk, store):
+    store.put_small([(header_of(), b"0123456789")])
+    disk.unreadable.add((EXTENT, 0))
+    with pytest.raises(IntegrityError):
+        store.read(EXTENT, 0, 0)
+    assert store.header(EXTENT, 0).size == 10
+    disk.unreadable.clear()
+    assert store.read(EXTENT, 0, 0)[0] == b"0123456789"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_when_power_fails_between_write_and_flush_nothing_is_acknowledged_and_some_is_there(
+    disk, store, kept
+):
+    lost = []
+    disk.fail_power(kept, lambda: lost.append("now"))
+    shards = [(header_of(ExtentId(1, number)), bytes(10)) for number in range(1, 4)]
+    assert all(isinstance(outcome, StoreError) for outcome in store.put_small(shards))
+    assert lost == ["now"]
+    with pytest.raises(StoreError):
+        store.usage()
+    again = SimulatedStore(disk, entropy=SeededEntropy())
+    assert [holding.extent.counter for holding in again.page(None, 10)] == [1, 2, 3][:kept]
+    again.put_small([(header_of(ExtentId(1, 9)), bytes(10))])
+    assert lost == ["now"]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_when_power_fails_a_large_shard_is_there_whole_or_not_at_all(disk, store, kept):
+    disk.fail_power(kept, lambda: None)
+    writer = store.begin(10)
+    writer.write(0, bytes(10))
+    with pytest.raises(StoreError):
+        writer.finish(header_of())
+    again = SimulatedStore(disk, entropy=SeededEntropy())
+    assert len(again.page(None, 10)) == kept
+    assert disk.free() == 100_000 - disk.taken_bytes
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_when_power_fails_while_dropping_some_are_gone(disk, store, kept):
+    generations = store.put_small([(header_of(ExtentId(1, number)), bytes(10)) for number in (1, 2)])
+    disk.fail_power(kept, lambda: None)
+    with pytest.raises(StoreError):
+        store.drop([Holding(ExtentId(1, n), 0, generation) for n, generation in enumerate(generations, 1)])
+    assert len(disk.shards) == 2 - kept
+
+
+def test_a_restored_disk_is_what_it_was(disk, store):
+    store.put_small([(header_of(), b"0123456789")])
+    before = disk.snapshot()
+    boot_id = store.identity.boot_id
+    store.put_small([(header_of(ExtentId(1, 2)), bytes(10))])
+    disk.flip_piece(EXTENT, 0, 0)
+    store.crash()
+    disk.restore(before)
+    again = SimulatedStore(disk, entropy=SeededEntropy())
+    assert again.identity.previous_boot_id == boot_id
+    assert [holding.extent for holding in again.page(None, 10)] == [EXTENT]
+    assert again.read(EXTENT, 0, 0)[0] == b"0123456789"
+    disk.flip_piece(EXTENT, 0, 0)
+    assert before.shards[EXTENT, 0].pieces == [b"0123456789"]
+
+
+def test_a_slow_disk_is_noticed_by_reads_and_flushes(disk, store):
+    accesses = []
+    disk.on_access = lambda: accesses.append("slow")
+    store.put_small([(header_of(), bytes(10))])
+    store.read(EXTENT, 0, 0)
+    assert accesses == ["slow", "slow"]

@@ -1,0 +1,87 @@
+"""The catalogue as it is on its disk, read record by record, past the code that keeps it."""
+
+from collections.abc import Iterator
+
+from droppexd.catalog.keys import (
+    DEGRADED,
+    EXTENTS,
+    GARBAGE,
+    NAMES,
+    POOLS,
+    VERSIONS,
+    extent_key,
+    parse_degraded,
+    parse_id,
+)
+from droppexd.catalog.records import (
+    Name,
+    unpack_extent,
+    unpack_name,
+    unpack_pool,
+    unpack_version,
+)
+from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId
+from tests.simulation.simulator.world import ShardKey, WatchedDisk, World
+
+
+def extents(world: World) -> Iterator[Extent]:
+    """Yield the records of all live extents."""
+    for key, entry in world.catalogue.entries.items():
+        if key.startswith(EXTENTS):
+            yield unpack_extent(ExtentId(*parse_id(key)), entry.value).extent
+
+
+def extent(world: World, extent_id: ExtentId) -> Extent | None:
+    """Return the record of an extent, if it is live."""
+    entry = world.catalogue.entries.get(extent_key(extent_id))
+    return None if entry is None else unpack_extent(extent_id, entry.value).extent
+
+
+def versions(world: World) -> Iterator[Version]:
+    """Yield the records of all live versions."""
+    for key, entry in world.catalogue.entries.items():
+        if key.startswith(VERSIONS):
+            yield unpack_version(VersionId(*parse_id(key)), entry.value)
+
+
+def names(world: World) -> dict[str, Name]:
+    """Return what each name points at."""
+    return {
+        key[len(NAMES) :].decode(): unpack_name(entry.value)
+        for key, entry in world.catalogue.entries.items()
+        if key.startswith(NAMES)
+    }
+
+
+def garbage(world: World) -> int:
+    """Return how many dead extents some pool has not confirmed."""
+    return sum(key.startswith(GARBAGE) for key in world.catalogue.entries)
+
+
+def degraded(world: World) -> set[tuple[int, ExtentId]]:
+    """Return the degraded index."""
+    return {parse_degraded(key) for key in world.catalogue.entries if key.startswith(DEGRADED)}
+
+
+def disks(world: World) -> dict[int, WatchedDisk]:
+    """Return the disks by the number of their pool."""
+    found = {}
+    for key, entry in world.catalogue.entries.items():
+        if key.startswith(POOLS):
+            record = unpack_pool(entry.value)
+            disk = world.disk_of(record.pool_id)
+            if disk is not None:
+                found[record.number] = disk
+    return found
+
+
+def shards(record: Extent) -> Iterator[tuple[int, ShardKey]]:
+    """Yield pool and key of each shard that a record names."""
+    for index, pool in enumerate(record.pools):
+        if pool != MISSING:
+            yield pool, (record.id, index)
+
+
+def sound_shards(record: Extent, by_number: dict[int, WatchedDisk]) -> int:
+    """Return how many shards of an extent are whole where its record says that they are."""
+    return sum(pool in by_number and by_number[pool].sound(key) for pool, key in shards(record))

@@ -1,0 +1,153 @@
+"""The end of a round: faults are over, everybody runs, and the cluster must come to rest."""
+
+from dataclasses import dataclass
+
+import trio
+
+from droppexd.errors import DroppexError
+from droppexd.model import MISSING, ClusterStatus, PoolState
+from tests.simulation.simulator import catalogue
+from tests.simulation.simulator.checks.bounds import Bounds
+from tests.simulation.simulator.cluster import Cluster
+from tests.simulation.simulator.plan import Operation, Verb
+from tests.simulation.simulator.workload import Person
+
+READABLE = "acknowledged-is-readable"
+RESTS = "comes-to-rest"
+
+_TRIES = 6
+_BETWEEN_TRIES_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What the cluster can do by itself. What it cannot do yet is not asked of it at rest."""
+
+    full_redundancy: bool = False
+    """Every extent ends with all of its shards, recorded, there and whole: needs repair."""
+    no_unnamed_shard: bool = True
+    """No disk holds a shard that no record names."""
+    adopts_missing: bool = False
+    """A shard that its record calls missing, and that is there, is taken in or dropped: needs reconciling."""
+    status: bool = True
+    """`status` counts what is in the catalogue."""
+    status_knows_losses: bool = False
+    """...and what scrub and reads have found missing or wrong."""
+
+
+NOW = Capabilities()
+
+
+def unrest(cluster: Cluster, bounds: Bounds, able: Capabilities) -> str:
+    """Return the first thing that still keeps the cluster from being at rest; empty when nothing does."""
+    for name in cluster.wanted:
+        process = cluster.processes.get(name)
+        if process is None or not process.ready:
+            return f"{name} is not ready"
+    return (
+        bounds.not_given_back()
+        or (_unnamed(cluster, able) if able.no_unnamed_shard else "")
+        or (_redundancy(cluster) if able.full_redundancy else "")
+    )
+
+
+def _unnamed(cluster: Cluster, able: Capabilities) -> str:
+    world = cluster.world
+    for number, disk in catalogue.disks(world).items():
+        if disk.lost:
+            continue
+        for extent_id, index in disk.order:
+            record = catalogue.extent(world, extent_id)
+            pool = None if record is None else record.pools[index]
+            if pool == number or (pool == MISSING and not able.adopts_missing):
+                continue
+            return f"{disk.name} holds shard {index} of extent {extent_id}, which no record names"
+    lost = any(disk.lost for disk in world.disks.values())
+    if catalogue.garbage(world) and not lost:
+        return f"{catalogue.garbage(world)} dead extents are not confirmed by their pools"
+    return ""
+
+
+def _redundancy(cluster: Cluster) -> str:
+    by_number = catalogue.disks(cluster.world)
+    for record in catalogue.extents(cluster.world):
+        sound = catalogue.sound_shards(record, by_number)
+        if sound < record.layout.total:
+            return f"extent {record.id} has {sound} of {record.layout.total} shards"
+    return ""
+
+
+async def untruth(person: Person, cluster: Cluster, able: Capabilities) -> str:
+    """Return what `status` says that is not so; empty when there is nothing."""
+    try:
+        status = await person.status()
+    except DroppexError as error:
+        return f"no status: {error}"
+    world = cluster.world
+    versions = list(catalogue.versions(world))
+    found = (status.files, status.size, status.extents, status.garbage)
+    names = len(catalogue.names(world))
+    size = sum(version.size for version in versions)
+    extents = sum(len(version.extents) for version in versions)
+    wanted = (names, size, extents, catalogue.garbage(world))
+    if found != wanted:
+        return f"status counts files, bytes, extents, garbage {found}; there are {wanted}"
+    return _states(status, cluster) or _survival(status, cluster, able)
+
+
+def _states(status: ClusterStatus, cluster: Cluster) -> str:
+    by_number = catalogue.disks(cluster.world)
+    for pool in status.pools:
+        disk = by_number.get(pool.number)
+        gone = disk is None or disk.lost
+        if gone == (pool.state in (PoolState.UP, PoolState.READ_ONLY)):
+            return f"status calls pool {pool.number} {pool.state}"
+    return ""
+
+
+def _survival(status: ClusterStatus, cluster: Cluster, able: Capabilities) -> str:
+    by_number = catalogue.disks(cluster.world)
+    counted: dict[int, int] = {}
+    for record in catalogue.extents(cluster.world):
+        if able.status_knows_losses:
+            present = catalogue.sound_shards(record, by_number)
+        else:
+            present = sum(
+                not by_number[pool].lost for pool, _ in catalogue.shards(record) if pool in by_number
+            )
+        survives = present - record.layout.k
+        counted[survives] = counted.get(survives, 0) + 1
+    told = {line.survives: line.extents for line in status.survival if line.extents}
+    if told != counted:
+        return f"status counts extents by losses survived {told}; there are {counted}"
+    return ""
+
+
+async def check_readable(person: Person, cluster: Cluster, first: int) -> None:
+    """Read every name whole: what has k sound shards of each extent must come back.
+
+    An app learns within some seconds where pools are that were started again; it gets that long.
+    """
+    for number, name in enumerate(cluster.names, first):
+        reading = Operation(number=number, client=0, verb=Verb.GET, name=name, patience_s=60.0)
+        for _ in range(_TRIES):
+            error = await _read(person, cluster, reading)
+            if not error:
+                break
+            await trio.sleep(_BETWEEN_TRIES_S)
+        else:
+            cluster.world.report(READABLE, f"{name} has enough sound shards, and cannot be read: {error}")
+
+
+async def _read(person: Person, cluster: Cluster, reading: Operation) -> str:
+    """Read a name and return the error if there is one, and no good reason for it."""
+    world = cluster.world
+    found = catalogue.names(world).get(reading.name)
+    error = await person.do(reading)
+    if not error or found is None or found != catalogue.names(world).get(reading.name):
+        return ""  # A change that nobody waits for any more may still come through.
+    by_number = catalogue.disks(world)
+    version = next(one for one in catalogue.versions(world) if one.id == found.version)
+    records = [catalogue.extent(world, extent_id) for extent_id in version.extents]
+    readable = all(catalogue.sound_shards(record, by_number) >= record.layout.k for record in records)
+    return error if readable else ""

@@ -1,0 +1,278 @@
+"""The processes of a run, on one network and many disks: started, killed and started again."""
+
+import logging
+from dataclasses import dataclass, field
+
+import trio
+
+from droppexd.catalog.simulated import SimulatedEngine
+from droppexd.errors import DroppexError
+from droppexd.model import Role
+from droppexd.roles.app import AppSettings, serve_app
+from droppexd.roles.controller import ControllerSettings, serve_controller
+from droppexd.roles.pool import PoolSettings, serve_pool
+from droppexd.runtime import Runtime
+from droppexd.store.simulated import SimulatedStore
+from droppexd.wire.memory import MemoryNetwork
+from tests.simulation.simulator.checks.terms import WrittenBy
+from tests.simulation.simulator.plan import Shape
+from tests.simulation.simulator.surroundings import BlockingWork, ProcessClock, SeededEntropy, runtime_of
+from tests.simulation.simulator.trace import Trace
+from tests.simulation.simulator.world import LIFE, Life, WatchedDisk, World
+
+log = logging.getLogger("droppex.simulator")
+
+CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for number in (1, 2)}
+"""The second only runs when a fault has it take over; both stand on one engine, as they would on etcd."""
+APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
+
+_RESTART_S = 3.0
+"""A process that ended with an error is started again after so long, as a service manager does."""
+_FLUSH_S = (0.0003, 0.002)
+
+
+@dataclass
+class Process:
+    """One start of a process."""
+
+    name: str
+    runtime: Runtime
+    clock: ProcessClock
+    work: BlockingWork
+    disk: WatchedDisk | None = None
+    store: SimulatedStore | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ready: bool = False
+    killed: bool = False
+    life: Life = field(default_factory=Life)
+
+
+class Cluster:
+    """One controller at least, apps, pools; what they stand on, and what is done to them."""
+
+    def __init__(self, nursery: trio.Nursery, seed: int, shape: Shape, world: World, trace: Trace) -> None:
+        self.shape = shape
+        self.world = world
+        self.trace = trace
+        self.network = MemoryNetwork(
+            SeededEntropy(f"{seed} network"),
+            delay_s=shape.delay_s,
+            silence_s=shape.silence_s,
+            trace=trace.delivered,
+        )
+        self.processes: dict[str, Process] = {}
+        self.wanted: dict[str, None] = {}
+        """The processes that shall run."""
+        self.engine: SimulatedEngine | None = None
+        self.catalogue_latency_s = 0.0
+        self.disk_of: dict[str, WatchedDisk] = {}
+        """Which disk is in which pool's machine: they can be swapped."""
+        self.latency_s: dict[str, float] = {}
+        self.wall_offset_ms: dict[str, int] = {}
+        self._nursery = nursery
+        self._seed = seed
+        self._starts = 0
+        self._flush_entropy = SeededEntropy(f"{seed} flush")
+        for name, capacity in zip(shape.pools, shape.capacities, strict=True):
+            self.disk_of[name] = world.disks[name] = WatchedDisk(name, capacity, world)
+
+    @property
+    def apps(self) -> tuple[str, ...]:
+        """The names of the apps of this cluster."""
+        return tuple(APPS)[: self.shape.apps]
+
+    def start_all(self) -> None:
+        """Start what is not running, apart from pools that are lost and a second controller."""
+        if not any(name in self.wanted for name in CONTROLLERS):
+            self.start("controller-1")
+        for name in self.shape.pools:
+            if not self.disk_of[name].lost:
+                self.start(name)
+        for name in self.apps:
+            self.start(name)
+
+    def running(self, name: str) -> bool:
+        """Whether a process runs, be it paused or cut off."""
+        return name in self.processes
+
+    def acting(self, name: str) -> str:
+        """Return the name itself, or for a controller the one that runs in its stead."""
+        if name not in CONTROLLERS:
+            return name
+        return next((other for other in CONTROLLERS if other in self.wanted), name)
+
+    def start(self, name: str) -> None:
+        """Start a process, unless it runs."""
+        self.wanted[name] = None
+        if name in self.processes:
+            return
+        self._starts += 1
+        runtime, clock, work = runtime_of(f"{self._seed} {name} {self._starts}")
+        process = self.processes[name] = Process(name, runtime, clock, work)
+        clock.wall_offset_ms = self.wall_offset_ms.get(name, 0)
+        work.latency_s = self.latency_s.get(name, 0.0)
+        self.trace.say(f"{name} starts")
+        self._nursery.start_soon(self._run, process)
+
+    def kill(self, name: str, *, written: int = 0) -> None:
+        """End a process as SIGKILL and a power failure do: at once, and without a word.
+
+        Of the catalogue's transactions that wait, the first `written` reach the disk.
+        """
+        self.wanted.pop(name, None)
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        self.trace.say(f"{name} is killed")
+        process.killed = True
+        self._end(process, written=written)
+
+    def _end(self, process: Process, *, written: int = 0) -> None:
+        process.life.over = True
+        self.network.kill(process.name)
+        if process.store is not None:
+            process.store.crash()
+        if process.name in CONTROLLERS and not any(name in self.processes for name in CONTROLLERS):
+            self._crash_engine(written)
+        process.scope.cancel()
+
+    def _crash_engine(self, written: int) -> None:
+        if self.engine is not None:
+            self.engine.crash(written=written)
+            self.engine = None
+
+    async def _run(self, process: Process) -> None:
+        name = process.name
+        LIFE.set(process.life)
+        failure: DroppexError | None = None
+        try:
+            with process.scope:
+                async with self.network.transport(name, self._role(name)) as transport:
+                    await self._serve(process, transport)
+        except* DroppexError as errors:
+            failure = errors.exceptions[0]
+        except* Exception as errors:
+            if not process.killed:
+                self.world.report("no-crash", f"{name} ended with a bug: {errors.exceptions!r}")
+                log.exception("%s ended with a bug", name)
+        if process.killed:
+            return
+        if self.processes.get(name) is process:
+            del self.processes[name]
+            self._end(process)
+        self.trace.say(f"{name} ended: {failure}")
+        await trio.sleep(_RESTART_S)
+        if name in self.wanted:
+            self.start(name)
+
+    def _role(self, name: str) -> Role:
+        if name in CONTROLLERS:
+            return Role.CONTROLLER
+        return Role.APP if name in APPS else Role.POOL
+
+    async def _serve(self, process: Process, transport) -> None:
+        def ready(address: str) -> None:
+            process.ready = True
+            self.trace.say(f"{process.name} is ready at {address}")
+
+        status = _Started(ready)
+        if process.name in CONTROLLERS:
+            await self._serve_controller(process, transport, status)
+        elif process.name in APPS:
+            await self._serve_app(process, transport, status)
+        else:
+            await self._serve_pool(process, transport, status)
+
+    async def _serve_controller(self, process: Process, transport, status) -> None:
+        shape = self.shape
+        if self.engine is None or self.engine.failure:
+            self._crash_engine(0)
+            self.engine = SimulatedEngine(process.runtime, self.world.catalogue, flush=self._flush)
+        await serve_controller(
+            transport=transport,
+            address=CONTROLLERS[process.name],
+            engine=WrittenBy(process.name, self.engine, self.world),
+            runtime=process.runtime,
+            settings=ControllerSettings(
+                name=process.name,
+                heartbeat_s=shape.heartbeat_s,
+                down_after_s=shape.down_after_s,
+                session_lease_s=shape.session_lease_s,
+                delete_grace_s=shape.delete_grace_s,
+                housekeeping_s=shape.housekeeping_s,
+            ),
+            task_status=status,
+        )
+
+    async def _flush(self) -> None:
+        await trio.sleep(self.catalogue_latency_s + self._flush_entropy.uniform(*_FLUSH_S))
+
+    async def _serve_app(self, process: Process, transport, status) -> None:
+        shape = self.shape
+        await serve_app(
+            transport=transport,
+            address=APPS[process.name],
+            controllers=list(CONTROLLERS.values()),
+            runtime=process.runtime,
+            settings=AppSettings(
+                name=process.name,
+                buffer_bytes=shape.buffer_chunks * shape.chunk_size * 3 // 2,
+                chunk_size=shape.chunk_size,
+                idle_s=shape.idle_s,
+            ),
+            task_status=status,
+        )
+
+    async def _serve_pool(self, process: Process, transport, status) -> None:
+        name = process.name.removesuffix("-clone")
+        disk = process.disk = process.disk or self.disk_of[name]
+        disk.on_access = process.work.on_access
+        process.store = SimulatedStore(disk, entropy=process.runtime.entropy)
+        machine = self.shape.machines[self.shape.pools.index(name)]
+        await serve_pool(
+            transport=transport,
+            address="tcp://127.0.0.1:0",
+            store=process.store,
+            controllers=list(CONTROLLERS.values()),
+            runtime=process.runtime,
+            settings=PoolSettings(
+                name=process.name, machine=machine, review_s=self.shape.review_s, idle_s=self.shape.idle_s
+            ),
+            task_status=status,
+        )
+
+    # -- what faults do besides --------------------------------------------------------------------
+
+    def start_clone(self, name: str) -> str:
+        """Start a second pool on a copy of a pool's disk, and return its name."""
+        original = self.disk_of[name]
+        copy = WatchedDisk(f"{name}-clone", original.capacity, World())
+        copy.pool_id = original.pool_id
+        copy.restore(original.snapshot())
+        clone = f"{name}-clone"
+        runtime, clock, work = runtime_of(f"{self._seed} {clone}")
+        process = self.processes[clone] = Process(clone, runtime, clock, work, disk=copy)
+        self._nursery.start_soon(self._run, process)
+        return clone
+
+    def set_latency(self, name: str, latency_s: float) -> None:
+        """Make a process's disk slow, now and after a restart; 0 ends that."""
+        self.latency_s[name] = latency_s
+        if name in self.processes:
+            self.processes[name].work.latency_s = latency_s
+
+    def set_wall_clock(self, name: str, offset_ms: int) -> None:
+        """Let a process's wall clock be wrong by so much."""
+        self.wall_offset_ms[name] = offset_ms
+        if name in self.processes:
+            self.processes[name].clock.wall_offset_ms = offset_ms
+
+
+class _Started:
+    """Stands for trio's task status: a process is started by nobody who waits."""
+
+    def __init__(self, ready) -> None:
+        self._ready = ready
+
+    def started(self, value=None) -> None:
+        self._ready(value)

@@ -1,0 +1,284 @@
+"""The faults: what each does to the cluster, and how it is undone. To add one, add a function here.
+
+A fault is a generator function: it does its harm, yields, and undoes it when it is resumed. What it needs is
+in its `Fault`; it decides nothing by chance. A fault that cannot be carried out now (its process does not run,
+or it would take more shards than an extent can lose) returns without yielding.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import trio
+
+from tests.simulation.simulator import catalogue
+from tests.simulation.simulator.cluster import CONTROLLERS, Cluster
+from tests.simulation.simulator.plan import Fault
+from tests.simulation.simulator.world import ShardKey, WatchedDisk
+
+FaultKind = Callable[[Cluster, Fault], Iterator[None]]
+
+HOUR_MS = 3_600_000
+
+
+class Wounds:
+    """Keeps the faults within what the cluster promises to survive: of no extent fewer than k shards sound."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._world = cluster.world
+
+    def bearable(self, disk: WatchedDisk, keys: Iterable[ShardKey]) -> bool:
+        """Whether every live extent stays readable when these shards of a disk go."""
+        wanted = set(keys)
+        by_number = catalogue.disks(self._world)
+        for record in catalogue.extents(self._world):
+            losses = sum(
+                key in wanted and by_number.get(pool) is disk and disk.sound(key)
+                for pool, key in catalogue.shards(record)
+            )
+            if losses and catalogue.sound_shards(record, by_number) - losses < record.layout.k:
+                return False
+        return True
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def kill(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Kill a process; of the catalogue's waiting transactions some are written."""
+    name = cluster.acting(fault.one)
+    if not cluster.running(name):
+        return
+    cluster.kill(name, written=int(fault.amount * 4))
+    yield
+    if not any(other in cluster.wanted for other in CONTROLLERS if name in CONTROLLERS):
+        cluster.start(name)
+
+
+def pause(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Stop a process and let it go on."""
+    name = cluster.acting(fault.one)
+    if not cluster.running(name):
+        return
+    process = cluster.processes[name]
+    cluster.network.pause(name)
+    yield
+    if cluster.processes.get(name) is process:
+        cluster.network.resume(name)
+
+
+def takeover(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Start a second controller on the same engine; the first is not started again once it has ended."""
+    first = next((name for name in CONTROLLERS if name in cluster.wanted), None)
+    second = next((name for name in CONTROLLERS if name not in cluster.processes), None)
+    if first is None or second is None:
+        return
+    cluster.start(second)
+    cluster.wanted.pop(first)
+    yield
+    if cluster.running(first):
+        cluster.kill(first)
+
+
+# -- the network -----------------------------------------------------------------------------------
+
+
+def partition(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Cut two processes off from each other, or one way only."""
+    cluster.network.partition(fault.one, fault.other, one_way=fault.amount < 0.4)
+    yield
+    cluster.network.heal(fault.one, fault.other)
+
+
+def break_connections(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Break the connections between two processes; they may connect again at once."""
+    cluster.network.cut(fault.one, fault.other)
+    yield
+
+
+def slow_network(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Let messages from and to a process take their time."""
+    cluster.network.slow(fault.one, 0.02 + fault.amount**3 * 3)
+    yield
+    cluster.network.slow(fault.one, 0)
+
+
+# -- disks -----------------------------------------------------------------------------------------
+
+
+def slow_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Let a disk take its time; the catalogue's, when it is a controller's."""
+    latency_s = 0.002 + fault.amount**3 * 2
+    if fault.one in CONTROLLERS:
+        cluster.catalogue_latency_s = latency_s
+    else:
+        cluster.set_latency(fault.one, latency_s)
+    yield
+    if fault.one in CONTROLLERS:
+        cluster.catalogue_latency_s = 0.0
+    else:
+        cluster.set_latency(fault.one, 0.0)
+
+
+def full_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Leave a disk next to no room."""
+    disk = cluster.disk_of[fault.one]
+    disk.capacity = min(disk.capacity, disk.taken_bytes + int(fault.amount * 10_000))
+    yield
+    disk.capacity = disk.bought_capacity
+
+
+def failing_flush(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Fail the flushes of a pool until it is started again, or the catalogue's next one."""
+    if not cluster.running(fault.one):
+        return
+    if fault.one in CONTROLLERS:
+        if cluster.engine is not None:
+            cluster.engine.fail_flush(written=int(fault.amount * 4))
+        return
+    cluster.disk_of[fault.one].fail_flush()
+    yield
+    cluster.kill(fault.one)
+    cluster.start(fault.one)
+
+
+def unreadable_pieces(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Let some of a pool's shards give errors for a while."""
+    disk = cluster.disk_of[fault.one]
+    every = 1 + int(fault.amount * 3)
+    disk.unreadable |= set(disk.order[::every])
+    yield
+    disk.unreadable.clear()
+
+
+def bit_flip(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Flip a bit of a stored piece, of a checksum, or damage a header."""
+    disk = cluster.disk_of[fault.one]
+    whole = [key for key in disk.order if disk.sound(key)]
+    if not whole:
+        return
+    key = whole[int(fault.draw * len(whole))]
+    if not Wounds(cluster).bearable(disk, [key]):
+        return
+    extent, index = key
+    chunk = int(fault.amount * len(disk.shards[key].pieces))
+    harm = int(fault.draw * 1000) % 5
+    if harm < 3:
+        disk.flip_piece(extent, index, chunk)
+    elif harm == 3:
+        disk.flip_checksum(extent, index, chunk)
+    else:
+        disk.damage_header(extent, index)
+    disk.spoiled.add(key)
+    cluster.trace.say(f"  shard {index} of extent {extent} on {fault.one} is damaged")
+    yield
+
+
+def power_loss(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Let the power fail between a write of a pool and its flush."""
+    if not cluster.running(fault.one):
+        return
+    disk = cluster.disk_of[fault.one]
+    disk.fail_power(int(fault.amount * 4), lambda: cluster.kill(fault.one))
+    yield
+    disk.power_loss = None
+    cluster.start(fault.one)
+
+
+def swap_disks(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Exchange the disks of two pools that are down for that."""
+    pools = (fault.one, fault.other)
+    if any(cluster.disk_of[name].lost for name in pools):
+        return
+    for name in pools:
+        cluster.kill(name)
+    one, other = (cluster.disk_of[name] for name in pools)
+    cluster.disk_of[fault.one], cluster.disk_of[fault.other] = other, one
+    yield
+    for name in pools:
+        cluster.start(name)
+
+
+def roll_back(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Start a pool from a copy of its disk that was made some time ago."""
+    disk = cluster.disk_of[fault.one]
+    if disk.lost or not disk.pool_id:
+        return
+    before = disk.snapshot()
+    yield
+    if disk.lost or disk is not cluster.disk_of[fault.one]:
+        return
+    if not Wounds(cluster).bearable(disk, set(disk.shards) - set(before.shards)):
+        return
+    cluster.kill(fault.one)
+    disk.restore(before)
+    cluster.trace.say(f"  the disk of {fault.one} is as it was {fault.for_s:.2f} s ago")
+    cluster.start(fault.one)
+
+
+def lose_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Lose a pool and its disk for good; one in a run."""
+    disk = cluster.disk_of[fault.one]
+    if any(one.lost for one in cluster.disk_of.values()) or not Wounds(cluster).bearable(disk, disk.shards):
+        return
+    cluster.kill(fault.one)
+    disk.lost = True
+    yield
+
+
+def clone(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Start a copy of a pool beside it; the master refuses it."""
+    if not cluster.running(fault.one) or cluster.disk_of[fault.one].lost:
+        return
+    name = cluster.start_clone(fault.one)
+    yield
+    if cluster.running(name) and cluster.processes[name].ready:
+        cluster.world.report("clones-are-refused", f"{name} was welcomed while {fault.one} runs")
+    cluster.kill(name)
+
+
+def wrong_clock(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Set a process's wall clock an hour forward or back."""
+    cluster.set_wall_clock(fault.one, HOUR_MS if fault.amount < 0.5 else -HOUR_MS)
+    yield
+    cluster.set_wall_clock(fault.one, 0)
+
+
+KINDS: dict[str, FaultKind] = {
+    "kill": kill,
+    "pause": pause,
+    "takeover": takeover,
+    "partition": partition,
+    "break-connections": break_connections,
+    "slow-network": slow_network,
+    "slow-disk": slow_disk,
+    "full-disk": full_disk,
+    "failing-flush": failing_flush,
+    "unreadable-pieces": unreadable_pieces,
+    "bit-flip": bit_flip,
+    "power-loss": power_loss,
+    "swap-disks": swap_disks,
+    "roll-back": roll_back,
+    "lose-disk": lose_disk,
+    "clone": clone,
+    "wrong-clock": wrong_clock,
+}
+
+
+async def inflict(cluster: Cluster, faults: Iterable[Fault], stop: trio.Event) -> None:
+    """Carry faults out in time; undo all that are under way when `stop` is set, and return."""
+    began = trio.current_time()
+    moments: list[tuple[float, int, bool, Fault]] = []
+    for fault in faults:
+        moments.append((fault.at_s, fault.number, True, fault))
+        moments.append((fault.at_s + fault.for_s, fault.number, False, fault))
+    running: dict[int, Iterator[None]] = {}
+    for at_s, number, begins, fault in sorted(moments, key=lambda moment: moment[:2]):
+        with trio.move_on_at(began + at_s):
+            await stop.wait()
+        if begins and not stop.is_set():
+            cluster.trace.say(str(fault))
+            harm = KINDS[fault.kind](cluster, fault)
+            if next(harm, harm) is None:
+                running[number] = harm
+        elif not begins and number in running:
+            cluster.trace.say(f"fault {number} is over")
+            next(running.pop(number), None)

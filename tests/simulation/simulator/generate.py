@@ -1,0 +1,201 @@
+"""Draw a plan from a seed. What is drawn together here fits together; what it does is told elsewhere."""
+
+import random
+
+from tests.simulation.simulator.cluster import APPS, CONTROLLERS
+from tests.simulation.simulator.plan import Fault, Operation, Plan, Round, Shape, Verb, When
+from tests.simulation.simulator.scale import EXTENT_CHUNKS, SMALL_SIZE
+
+_VERBS = {
+    Verb.PUT: 34,
+    Verb.GET: 20,
+    Verb.GET_RANGE: 8,
+    Verb.STAT: 6,
+    Verb.LIST: 5,
+    Verb.REMOVE: 12,
+    Verb.MOVE: 8,
+    Verb.COPY: 7,
+}
+_CONDITIONS = {When.ABSENT: 4, When.SEEN: 3, When.ANYTHING: 3}
+_LAYOUTS = ("", "", "", "", "2+1", "1+2", "2+2", "3+2", "1+1")
+
+_POOL_FAULTS = {
+    "kill": 10,
+    "pause": 6,
+    "slow-network": 4,
+    "slow-disk": 6,
+    "full-disk": 3,
+    "failing-flush": 3,
+    "unreadable-pieces": 3,
+    "bit-flip": 12,
+    "power-loss": 6,
+    "swap-disks": 2,
+    "roll-back": 4,
+    "lose-disk": 1,
+    "clone": 1,
+    "wrong-clock": 2,
+}
+_APP_FAULTS = {"kill": 4, "pause": 2, "slow-network": 2, "wrong-clock": 1}
+_CONTROLLER_FAULTS = {
+    "kill": 5,
+    "pause": 2,
+    "takeover": 3,
+    "slow-network": 1,
+    "slow-disk": 3,
+    "failing-flush": 2,
+    "wrong-clock": 1,
+}
+_LINK_FAULTS = {"partition": 5, "break-connections": 5}
+
+_EXCLUSIVE = {"clone", "swap-disks", "roll-back"}
+"""No other fault of the same processes while one of these lasts: what they do to a disk says who it is, and
+a master that cannot hear the original, or began a moment ago, cannot know a copy from it."""
+
+
+def _pick(draw: random.Random, weights: dict) -> object:
+    return draw.choices(list(weights), list(weights.values()))[0]
+
+
+def draw_plan(seed: int) -> Plan:
+    """Return the plan of a seed."""
+    draw = random.Random(f"plan {seed}")
+    shape = _draw_shape(draw)
+    folder = [f"docs/{letter}" for letter in "abcdef"[: draw.choice((2, 3, 4, 6))]]
+    rounds = []
+    sizes: set[int] = set()
+    numbers = iter(range(1, 100_000))
+    for _ in range(draw.choice((1, 1, 2))):
+        most_s = draw.uniform(4, 20)
+        operations = _draw_operations(draw, shape, folder, most_s, sizes, numbers)
+        faults = _draw_faults(draw, shape, most_s, numbers)
+        rounds.append(Round(operations=operations, faults=faults, most_s=most_s))
+    return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _draw_shape(draw: random.Random) -> Shape:
+    pools = draw.randint(4, 8)
+    machines = draw.choice((1, 2, 3, pools, pools))
+    heartbeat_s = draw.choice((1.0, 1.0, 2.0))
+    room = draw.choice((300_000, 1_000_000, 10_000_000))
+    return Shape(
+        machines=tuple(f"machine-{number % machines}" for number in range(pools)),
+        capacities=tuple(room if draw.random() < 0.8 else room // 4 for _ in range(pools)),
+        apps=draw.choice((1, 2)),
+        clients=draw.randint(2, 4),
+        chunk_size=draw.choice((256, 512, 1024)),
+        buffer_chunks=draw.choice((2, 4, 8)),
+        most_transfers=draw.choice((1, 2, 8)),
+        delay_s=draw.choice(((0.0001, 0.001), (0.0001, 0.02), (0.001, 0.005))),
+        silence_s=draw.choice((3.0, 6.0)),
+        heartbeat_s=heartbeat_s,
+        down_after_s=heartbeat_s * draw.choice((3, 5)),
+        session_lease_s=draw.choice((8.0, 20.0)),
+        delete_grace_s=draw.choice((0.5, 2.0, 8.0)),
+        housekeeping_s=draw.choice((0.5, 2.0)),
+        review_s=draw.choice((1.5, 5.0, 20.0)),
+        idle_s=draw.choice((8.0, 30.0)),
+    )
+
+
+def _draw_operations(
+    draw: random.Random, shape: Shape, folder: list[str], most_s: float, sizes: set[int], numbers
+) -> tuple[Operation, ...]:
+    operations = []
+    bind = draw.random() < 0.7  # Moves and copies bind names together, which makes the search harder.
+    for client in range(shape.clients):
+        count = draw.randint(3, 14)
+        pause_s = most_s / count * draw.choice((0.1, 0.5, 0.9))
+        for _ in range(count):
+            verb = _pick(draw, _VERBS)
+            if verb in (Verb.MOVE, Verb.COPY) and not bind:
+                verb = Verb.PUT
+            when = _pick(draw, _CONDITIONS)
+            size = _draw_size(draw, shape, sizes) if verb is Verb.PUT else 0
+            operations.append(
+                Operation(
+                    number=next(numbers),
+                    client=client,
+                    verb=verb,
+                    name=draw.choice(folder),
+                    target=draw.choice(folder) if verb in (Verb.MOVE, Verb.COPY) else "",
+                    when=when,
+                    size=size,
+                    layout=draw.choice(_LAYOUTS) if verb is Verb.PUT else "",
+                    pause_s=draw.choice((0.0, 0.01, draw.expovariate(1 / pause_s), 2 * pause_s)),
+                    patience_s=draw.choice((0.02, 5.0, 20.0, 20.0, 20.0, 20.0)),
+                    dawdle_s=draw.choice((0.0, 0.0, 0.0, 0.0, 0.05, 0.4)),
+                    draw=draw.random(),
+                )
+            )
+    return tuple(operations)
+
+
+def _draw_size(draw: random.Random, shape: Shape, taken: set[int]) -> int:
+    extent = shape.chunk_size * EXTENT_CHUNKS
+    while True:
+        size = draw.choice(
+            (
+                draw.randint(0, 40),
+                draw.randint(1, SMALL_SIZE),
+                draw.randint(SMALL_SIZE - 10, SMALL_SIZE + 10),
+                draw.randint(SMALL_SIZE + 1, max(SMALL_SIZE + 2, 3 * extent)),
+                draw.randint(1, 3) * extent + draw.randint(-2, 2),
+            )
+        )
+        if size not in taken and size >= 0:
+            taken.add(size)
+            return size
+
+
+def _draw_faults(draw: random.Random, shape: Shape, most_s: float, numbers) -> tuple[Fault, ...]:
+    faults: list[Fault] = []
+    for _ in range(draw.choice((0, 2, 4, 6, 9))):
+        fault = _draw_fault(draw, shape, most_s, next(numbers))
+        if not any(_clash(fault, other) for other in faults):
+            faults.append(fault)
+    return tuple(sorted(faults, key=lambda fault: (fault.at_s, fault.number)))
+
+
+def _draw_fault(draw: random.Random, shape: Shape, most_s: float, number: int) -> Fault:
+    apps = list(APPS)[: shape.apps]
+    controller = next(iter(CONTROLLERS))
+    sort = draw.choices(("pool", "app", "controller", "link"), (10, 2, 3, 4))[0]
+    other = ""
+    if sort == "pool":
+        kind, one = _pick(draw, _POOL_FAULTS), draw.choice(shape.pools)
+        if kind == "swap-disks":
+            other = draw.choice([pool for pool in shape.pools if pool != one])
+    elif sort == "app":
+        kind, one = _pick(draw, _APP_FAULTS), draw.choice(apps)
+    elif sort == "controller":
+        kind, one = _pick(draw, _CONTROLLER_FAULTS), controller
+    else:
+        kind = _pick(draw, _LINK_FAULTS)
+        clients = [f"client-{client}" for client in range(shape.clients)]
+        one, other = draw.choice(
+            (
+                (draw.choice(apps), draw.choice(shape.pools)),
+                (draw.choice(shape.pools), controller),
+                (draw.choice(apps), controller),
+                (draw.choice(clients), draw.choice(apps)),
+            )
+        )
+        if draw.random() < 0.5:
+            one, other = other, one
+    return Fault(
+        number=number,
+        kind=kind,
+        at_s=draw.uniform(0, most_s * 0.8),
+        for_s=draw.choice((draw.uniform(0.01, 1.0), draw.uniform(1.0, 12.0))),
+        one=one,
+        other=other,
+        amount=draw.random(),
+        draw=draw.random(),
+    )
+
+
+def _clash(fault: Fault, other: Fault) -> bool:
+    if not {fault.kind, other.kind} & _EXCLUSIVE:
+        return False
+    touched = {fault.one, fault.other, *CONTROLLERS} - {""}
+    return bool(touched & {other.one, other.other})

@@ -1,0 +1,246 @@
+"""Mutants: each breaks one rule of droppex, and the checkers must notice. To add one, add it to MUTANTS.
+
+A mutant that needs what is not built yet has no patch, and says what it waits for.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from unittest import mock
+
+import trio
+
+from droppexd.catalog import batch, catalogue
+from droppexd.errors import DroppexError
+from droppexd.roles import app, app_download, pool, pool_writer
+from tests.simulation.simulator.checks.bounds import BOUNDED
+from tests.simulation.simulator.checks.reads import LINEARIZABLE
+from tests.simulation.simulator.checks.rest import READABLE, RESTS
+from tests.simulation.simulator.checks.shards import DROPPED, FLUSHED, PLACED
+from tests.simulation.simulator.checks.terms import FENCED
+from tests.simulation.simulator.checks.versions import COUNTED, DEGRADED, STAYS_DEAD
+from tests.simulation.simulator.workload import EXACT, RECORDED
+
+Patch = Callable[[ExitStack], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """One broken rule."""
+
+    breaks: str
+    caught_by: tuple[str, ...]
+    """The checkers that may be the first to notice."""
+    patch: Patch | None = None
+    waits_for: str = ""
+
+
+def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
+    stack.enter_context(mock.patch.object(owner, name, value))
+
+
+def _acknowledge_before_flush(stack: ExitStack) -> None:
+    submit = pool_writer.SmallWriter.submit
+    finish = pool_writer.ShardStreams.write
+
+    def submit_and_say_so(self, shard, done) -> None:
+        submit(self, shard, lambda _: None)
+        done(1)
+
+    async def write(self, stream, request, body) -> int:
+        if not request.last:
+            return await finish(self, stream, request, body)
+
+        async def later() -> None:
+            try:
+                await finish(self, stream, request, body)
+            except DroppexError:
+                return
+
+        trio.lowlevel.spawn_system_task(later)
+        return 1
+
+    _replace(stack, pool_writer.SmallWriter, "submit", submit_and_say_so)
+    _replace(stack, pool_writer.ShardStreams, "write", write)
+
+
+def _drop_without_word(stack: ExitStack) -> None:
+    async def drop(self, _number, held) -> None:
+        await self._runtime.run_blocking(self._store.drop, list(held))
+
+    _replace(stack, pool._Pool, "_drop_dead", drop)
+
+
+def _orphan_by_age(stack: ExitStack) -> None:
+    first_seen: dict[object, float] = {}
+
+    def is_over(self, extent) -> bool:
+        now = self._clock.now()
+        return now - first_seen.setdefault(extent, now) > 1.0
+
+    _replace(stack, catalogue.Catalogue, "_is_over", is_over)
+
+
+def _accept_lower_term(stack: ExitStack) -> None:
+    async def commit(self, made) -> None:
+        operations = made.operations()
+        if operations:
+            await self._engine.txn((), operations)
+        self._large_changes += made.large_changed
+        made.committed()
+
+    _replace(stack, catalogue.Catalogue, "_commit", commit)
+
+
+def _skip_checksum(stack: ExitStack) -> None:
+    class Anything(bytes):
+        """Equal to every checksum."""
+
+        def __eq__(self, _other: object) -> bool:
+            return True
+
+        def __ne__(self, _other: object) -> bool:
+            return False
+
+        __hash__ = bytes.__hash__
+
+    _replace(stack, app_download, "piece_checksum", lambda *_: Anything())
+
+
+def _forget_degraded(stack: ExitStack) -> None:
+    def put_extent(self, extent, version) -> None:
+        self.put(batch.extent_key(extent.id), batch.pack_extent(extent, version))
+
+    _replace(stack, batch.Batch, "_put_extent", put_extent)
+
+
+def _receipt_before_commit(stack: ExitStack) -> None:
+    async def write_batch(self) -> None:
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        made = batch.Batch(self._engine, self._state, self._grace, self._runtime)
+        for one in waiting:
+            try:
+                one.result = await one.change.judge(made)
+            except DroppexError as error:
+                one.error = error
+            one.done.set()
+        await self._commit(made)
+
+    _replace(stack, catalogue.Catalogue, "_write_batch", write_batch)
+
+
+def _stale_look_ups(stack: ExitStack) -> None:
+    look_up = app_download.Reader.look_up
+
+    async def remembered(self, request):
+        memory = self.__dict__.setdefault("_remembered", {})
+        now = self._runtime.clock.now()
+        found, until = memory.get(request.name, (None, 0.0))
+        if found is None or now > until:
+            found = await look_up(self, request)
+            memory[request.name] = found, now + 1.0
+        return found
+
+    _replace(stack, app_download.Reader, "look_up", remembered)
+
+
+def _unchecked_conditions(stack: ExitStack) -> None:
+    _replace(stack, catalogue.Expected, "check", lambda *_: None)
+    _replace(stack, app._App, "_check_condition", _do_nothing)
+
+
+async def _do_nothing(*_: object) -> None:
+    return
+
+
+def _ignore_confirmations(stack: ExitStack) -> None:
+    _replace(stack, batch.Batch, "confirm_garbage", lambda *_: None)
+
+
+def _unbounded_transfers(stack: ExitStack) -> None:
+    def add(self, stream) -> int:
+        self._last += 1
+        self._streams[self._last] = stream
+        return self._last
+
+    _replace(stack, app._Streams, "add", add)
+
+
+def _leak_budget(stack: ExitStack) -> None:
+    _replace(stack, app.Lease, "release", lambda _: None)
+
+
+MUTANTS: dict[str, Mutant] = {
+    # The rules that the design names.
+    "acknowledge-before-flush": Mutant(
+        breaks="a pool answers when a shard has arrived, and flushes it afterwards",
+        caught_by=(FLUSHED, PLACED),
+        patch=_acknowledge_before_flush,
+    ),
+    "drop-without-word": Mutant(
+        breaks="a pool drops what it wants to ask about, without asking the master",
+        caught_by=(DROPPED, FLUSHED, PLACED),
+        patch=_drop_without_word,
+    ),
+    "no-generation": Mutant(
+        breaks="an order to drop a shard does not name the stored instance",
+        caught_by=(DROPPED, FLUSHED, PLACED),
+        waits_for="shards that are put back under an identity that was dropped before: rebuild and repair",
+    ),
+    "orphan-by-age": Mutant(
+        breaks="a shard without a record is dead by its age, and not by its session",
+        caught_by=(DROPPED, FLUSHED, PLACED),
+        patch=_orphan_by_age,
+    ),
+    "accept-lower-term": Mutant(
+        breaks="the catalogue takes changes from a master of an earlier term",
+        caught_by=(FENCED, COUNTED, STAYS_DEAD, DEGRADED),
+        patch=_accept_lower_term,
+    ),
+    "skip-checksum": Mutant(
+        breaks="an app hands on pieces that it did not verify",
+        caught_by=(EXACT, READABLE),
+        patch=_skip_checksum,
+    ),
+    "count-out-pool": Mutant(
+        breaks="shards on a pool that is out count among the k+1 of a commit",
+        caught_by=(FLUSHED, PLACED, READABLE),
+        waits_for="pools that are out: repair",
+    ),
+    "forget-degraded": Mutant(
+        breaks="an extent with a missing shard does not enter the degraded index",
+        caught_by=(DEGRADED,),
+        patch=_forget_degraded,
+    ),
+    # More, so that each checker has one that it alone must notice.
+    "receipt-before-commit": Mutant(
+        breaks="the catalogue answers before its transaction is flushed",
+        caught_by=(RECORDED, LINEARIZABLE),
+        patch=_receipt_before_commit,
+    ),
+    "stale-look-ups": Mutant(
+        breaks="an app answers reads from a look-up that is up to a second old",
+        caught_by=(LINEARIZABLE,),
+        patch=_stale_look_ups,
+    ),
+    "unchecked-conditions": Mutant(
+        breaks="conditional changes are carried out whether or not the condition holds",
+        caught_by=(LINEARIZABLE,),
+        patch=_unchecked_conditions,
+    ),
+    "ignore-confirmations": Mutant(
+        breaks="the record of a dead extent stays when all pools have dropped it",
+        caught_by=(RESTS,),
+        patch=_ignore_confirmations,
+    ),
+    "unbounded-transfers": Mutant(
+        breaks="an app opens as many transfers as it is asked for",
+        caught_by=(BOUNDED,),
+        patch=_unbounded_transfers,
+    ),
+    "leak-budget": Mutant(
+        breaks="a transfer does not give its memory back",
+        caught_by=(RESTS, BOUNDED),
+        patch=_leak_budget,
+    ),
+}

@@ -1,0 +1,163 @@
+"""Execute a plan: one cluster, its clients and its faults, under the eyes of the checkers."""
+
+import gc
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import trio
+
+from tests.simulation.simulator.checks.bounds import Bounds
+from tests.simulation.simulator.checks.reads import check_history
+from tests.simulation.simulator.checks.rest import NOW, RESTS, Capabilities, check_readable, unrest, untruth
+from tests.simulation.simulator.checks.shards import CommitsNameFlushedShards, LiveShardsStay, check_placed
+from tests.simulation.simulator.checks.terms import TermsInForce
+from tests.simulation.simulator.checks.versions import DeadStayDead, check_indexes
+from tests.simulation.simulator.cluster import Cluster
+from tests.simulation.simulator.faults import inflict
+from tests.simulation.simulator.plan import Plan, Round
+from tests.simulation.simulator.scale import small_scale
+from tests.simulation.simulator.surroundings import run_mocked
+from tests.simulation.simulator.trace import Trace
+from tests.simulation.simulator.workload import Person, attend
+from tests.simulation.simulator.world import Violation, World
+
+LOOK_S = 0.5
+"""Between two looks of the checkers that look at everything."""
+REST_S = 120.0
+"""A cluster that is not at rest so long after the last fault does not come to rest."""
+READY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run."""
+
+    violation: Violation | None
+    digest: str
+    deliveries: int
+    seconds: float
+    """Of the mock clock."""
+    decided: bool
+    """Whether the search for a linearization came to an end."""
+    lines: list[str]
+
+
+class Simulation:
+    """One run of one plan."""
+
+    def __init__(self, plan: Plan, able: Capabilities, *, messages: bool = False) -> None:
+        self._plan = plan
+        self._able = able
+        self._trace = Trace(messages=messages)
+        self._world = World()
+        self._bounds = Bounds(self._world)
+        self._decided = True
+        self._seconds = 0.0
+        self._world.put_of_size = {
+            operation.size: operation.number for operation in plan.operations if operation.verb == "put"
+        }
+
+    def run(self, mutate: Callable[[ExitStack], None] = lambda _: None) -> Result:
+        """Run the plan; `mutate` may break the code for as long as that lasts."""
+        world = self._world
+        with ExitStack() as stack:
+            stack.enter_context(small_scale(self._plan.shape.most_transfers))
+            mutate(stack)
+            stack.enter_context(self._bounds.watching())
+            collecting = gc.isenabled()
+            gc.disable()  # Objects that are ended by the collector would end at another moment each time.
+            try:
+                run_mocked(self._main, seed=self._plan.seed)
+            finally:
+                if collecting:
+                    gc.enable()
+        if world.violation is None:
+            self._decided = check_history(world)
+        return Result(
+            violation=world.violation,
+            digest=self._trace.digest(),
+            deliveries=self._trace.deliveries,
+            seconds=self._seconds,
+            decided=self._decided,
+            lines=self._trace.lines,
+        )
+
+    async def _main(self) -> None:
+        plan, world = self._plan, self._world
+        for checker in (TermsInForce, DeadStayDead, LiveShardsStay, CommitsNameFlushedShards):
+            checker(world)
+        async with trio.open_nursery() as nursery:
+            world.on_violation = nursery.cancel_scope.cancel
+            cluster = Cluster(nursery, plan.seed, plan.shape, world, self._trace)
+            cluster.names = sorted(
+                {name for one in plan.operations for name in (one.name, one.target) if name}
+            )
+            cluster.start_all()
+            nursery.start_soon(self._look_on)
+            people = [
+                await nursery.start(attend, number, cluster, plan.seed)
+                for number in range(plan.shape.clients)
+            ]
+            await self._all_ready(cluster)
+            for number, part in enumerate(plan.rounds):
+                await self._round(cluster, people, part, number)
+            nursery.cancel_scope.cancel()
+        self._seconds = trio.current_time()
+
+    async def _look_on(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            self._look()
+
+    def _look(self) -> None:
+        check_placed(self._world)
+        check_indexes(self._world)
+        self._bounds.check()
+
+    async def _all_ready(self, cluster: Cluster) -> None:
+        with trio.move_on_after(READY_S):
+            while not all(process.ready for process in cluster.processes.values()):
+                await trio.sleep(0.1)
+
+    async def _round(self, cluster: Cluster, people: list[Person], part: Round, number: int) -> None:
+        stop = trio.Event()
+
+        async def work() -> None:
+            with trio.move_on_after(part.most_s):
+                async with trio.open_nursery() as workers:
+                    for client, person in enumerate(people):
+                        own = [one for one in part.operations if one.client == client]
+                        workers.start_soon(person.work, own)
+            stop.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            nursery.start_soon(inflict, cluster, part.faults, stop)
+        self._trace.say(f"round {number} is over; the faults are, too")
+        cluster.start_all()
+        await self._rest(cluster, people[0])
+        await check_readable(people[0], cluster, 10_000 * (number + 1))
+
+    async def _rest(self, cluster: Cluster, person: Person) -> None:
+        deadline = trio.current_time() + REST_S
+        while True:
+            reason = unrest(cluster, self._bounds, self._able)
+            if not reason and self._able.status:
+                reason = await untruth(person, cluster, self._able)
+            if not reason:
+                return
+            if trio.current_time() >= deadline:
+                self._world.report(RESTS, f"{REST_S:g} s after the faults: {reason}")
+            await trio.sleep(1.0)
+
+
+def simulate(
+    plan: Plan,
+    *,
+    able: Capabilities = NOW,
+    messages: bool = False,
+    mutate: Callable[[ExitStack], None] = lambda _: None,
+) -> Result:
+    """Run a plan in a cluster of its own and return what came of it. Deterministic."""
+    return Simulation(plan, able, messages=messages).run(mutate)

@@ -1,0 +1,194 @@
+"""The clients of a run: each does its operations one after another and tells the history what it saw."""
+
+import random
+from collections.abc import Sequence
+
+import trio
+
+from droppexd.client import Client, Download, open_client
+from droppexd.errors import Conflict, DroppexError, NotFound
+from droppexd.model import Layout, Role, VersionId
+from droppexd.wire.messages import ABSENT, ANYTHING, Condition
+from tests.simulation.simulator.cluster import APPS, Cluster
+from tests.simulation.simulator.history import ANY_VERSION, Call
+from tests.simulation.simulator.plan import Operation, Verb, When
+from tests.simulation.simulator.surroundings import BlockingWork, runtime_of
+
+EXACT = "exact-bytes"
+RECORDED = "acknowledged-is-recorded"
+
+_READS = (Verb.GET, Verb.GET_RANGE, Verb.STAT, Verb.LIST)
+
+
+def content_of(number: int, size: int) -> bytes:
+    """Return what a put writes: other bytes for each."""
+    return random.Random(number).randbytes(size)
+
+
+class Person:
+    """One client, its connection to one app, and the versions that it has seen."""
+
+    def __init__(self, number: int, cluster: Cluster, client: Client, work: BlockingWork) -> None:
+        self._number = number
+        self._cluster = cluster
+        self._world = cluster.world
+        self._client = client
+        self._work = work
+        self._seen: dict[str, VersionId] = {}
+
+    async def work(self, operations: Sequence[Operation]) -> None:
+        """Do these operations in order."""
+        for operation in operations:
+            await trio.sleep(operation.pause_s)
+            await self.do(operation)
+
+    async def do(self, operation: Operation) -> str:
+        """Do one operation, note what came of it in the history, and return the error, if it was one."""
+        if operation.verb is Verb.LIST:
+            return await self._list(operation)
+        call = Call(client=self._number, verb=operation.verb, name=operation.name, target=operation.target)
+        condition = ANYTHING
+        if operation.verb not in _READS:
+            condition = self._condition(operation, call)
+        if operation.verb is Verb.PUT:
+            call.version = operation.number
+        history = self._world.history
+        history.invoke(call)
+        error = ""
+        try:
+            with trio.fail_after(operation.patience_s):
+                await self._carry_out(operation, call, condition)
+        except Conflict as refusal:
+            call.refusal, error = "conflict", str(refusal)
+        except NotFound as refusal:
+            call.refusal, error = "not-found", str(refusal)
+        except (DroppexError, trio.TooSlowError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+            if operation.verb in _READS:
+                history.calls.remove(call)
+            self._cluster.trace.say(f"{operation}: {error}")
+            return error
+        history.answer(call)
+        self._cluster.trace.say(f"{operation}: {call.refusal or f'v{call.version}'}")
+        return error
+
+    def _condition(self, operation: Operation, call: Call) -> Condition:
+        about = operation.target or operation.name
+        if operation.when is When.ABSENT and operation.verb is not Verb.REMOVE:
+            call.absent = True
+            return ABSENT
+        seen = self._seen.get(about)
+        if operation.when is When.SEEN and seen is not None:
+            call.expected = self._put_of(seen)
+            return Condition(version=seen)
+        return ANYTHING
+
+    def _put_of(self, version: VersionId) -> int | None:
+        """Return the put that made a version; a record must have spoken of it on the catalogue's disk."""
+        if version not in self._world.recorded:
+            self._world.report(RECORDED, f"a client was told of version {version}, which was never written")
+        size = self._world.made.get(version)
+        return ANY_VERSION if size is None else self._world.put_of(size)
+
+    async def _carry_out(self, operation: Operation, call: Call, condition: Condition) -> None:
+        name, client = operation.name, self._client
+        match operation.verb:
+            case Verb.PUT:
+                content = content_of(operation.number, operation.size)
+                layout = Layout.parse(operation.layout) if operation.layout else None
+                self._work.latency_s = operation.dawdle_s
+                receipt = await client.put_bytes(name, content, condition=condition, layout=layout)
+                call.replaced = receipt.replaced
+                self._world.made.setdefault(receipt.version, receipt.size)
+                self._saw(name, receipt.version, call)
+            case Verb.GET | Verb.GET_RANGE:
+                await self._get(operation, call)
+            case Verb.STAT:
+                described = await client.describe(name)
+                self._saw(name, described.version, call)
+            case Verb.REMOVE:
+                version = await client.remove(name, condition=condition)
+                call.version = self._put_of(version)
+            case Verb.MOVE | Verb.COPY:
+                keep = operation.verb is Verb.COPY
+                version = await client.rename(name, operation.target, condition=condition, keep=keep)
+                self._saw(operation.target, version, call)
+
+    def _saw(self, name: str, version: VersionId, call: Call) -> None:
+        self._seen[name] = version
+        call.version = self._put_of(version)
+
+    async def _get(self, operation: Operation, call: Call) -> None:
+        start, length = 0, None
+        if operation.verb is Verb.GET_RANGE:
+            most = max(self._world.put_of_size, default=0)
+            start = int(operation.draw * 997) % (1 + most // 3)
+            length = int(operation.draw * most)
+        try:
+            async with self._client.open_read(operation.name, start=start, length=length) as download:
+                content = await self._collect(download, operation.dawdle_s)
+        except DroppexError as error:
+            if operation.verb is Verb.GET_RANGE and error.code == "invalid-request":
+                raise NotEnoughToRead(str(error)) from error
+            raise
+        self._saw(operation.name, download.info.version, call)
+        self._compare(call, content, start, length)
+
+    async def _collect(self, download: Download, dawdle_s: float) -> bytes:
+        content = bytearray()
+        async for frames in download:
+            for frame in frames:
+                content += frame
+            await trio.sleep(dawdle_s)
+        return bytes(content)
+
+    def _compare(self, call: Call, content: bytes, start: int, length: int | None) -> None:
+        number = call.version
+        size = next((size for size, put in self._world.put_of_size.items() if put == number), 0)
+        whole = content_of(number or 0, size)
+        end = size if length is None else min(size, start + length)
+        if content != whole[start:end]:
+            self._world.report(
+                EXACT, f"{call} returned {len(content)} bytes that are not those of put {number}"
+            )
+
+    async def _list(self, operation: Operation) -> str:
+        """List everything: a read of each name of its own, for pages are no snapshot."""
+        history = self._world.history
+        folder = operation.name.rpartition("/")[0] + "/"
+        history.moment += 1
+        invoked = history.moment
+        try:
+            with trio.fail_after(operation.patience_s):
+                entries = {entry.name: entry async for entry in self._client.list(folder)}
+        except (DroppexError, trio.TooSlowError) as failure:
+            return f"{type(failure).__name__}: {failure}"
+        history.moment += 1
+        for name in self._cluster.names:
+            call = Call(client=self._number, verb=Verb.LIST, name=name, invoked=invoked)
+            call.returned = history.moment
+            if name in entries and entries[name].version is not None:
+                self._saw(name, entries[name].version, call)
+            history.calls.append(call)
+        return ""
+
+    async def status(self):
+        """Ask how the cluster is."""
+        return (await self._client.status()).status
+
+
+class NotEnoughToRead(DroppexError):
+    """A range begins behind the end of the file."""
+
+
+async def attend(number: int, cluster: Cluster, seed: int, task_status=trio.TASK_STATUS_IGNORED) -> None:
+    """Keep one client of the cluster running; started with the Person."""
+    name = f"client-{number}"
+    runtime, _, work = runtime_of(f"{seed} {name}")
+    address = APPS[cluster.apps[number % len(cluster.apps)]]
+    async with (
+        cluster.network.transport(name, Role.CLIENT) as transport,
+        open_client(address, transport, runtime) as client,
+    ):
+        task_status.started(Person(number, cluster, client, work))
+        await trio.sleep_forever()
