@@ -122,7 +122,7 @@ class Reconciler:
         while True:
             retrying = self._comparisons_due > 0
             due_s = _RETRY_S if retrying else reviewed + self._review_s - clock.now()
-            # What is due is told by the end of the wait: worked out again, rounding could say "not yet" for ever.
+            # The end of the wait says what is due: worked out again, rounding could say "not yet" for ever.
             with trio.move_on_after(max(0.0, due_s)) as waiting:
                 await self._news.wait()
             self._news = trio.Event()

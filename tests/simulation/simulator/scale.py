@@ -12,7 +12,12 @@ _SCALED = {
     "droppexd.client.upload": {"SMALL_SIZE": SMALL_SIZE},
     "droppexd.roles.app": {"SMALL_SIZE": SMALL_SIZE, "_SMALL_AT_ONCE": 4},
     "droppexd.roles.app_upload": {"SMALL_SIZE": SMALL_SIZE, "EXTENT_CHUNKS": EXTENT_CHUNKS},
-    "droppexd.roles.pool": {"_MOST_DOUBTFUL": 8},
+    "droppexd.roles.pool_reconcile": {"_MOST_DOUBTFUL": 8, "PAGE_LIMIT": 7},
+    "droppexd.roles.pool_rebuild": {"SMALL_SIZE": SMALL_SIZE, "_SMALL_AT_ONCE": 3, "MAX_ORDERS": 6},
+    "droppexd.roles.controller_repair": {"PLANNED": 16, "PLAN_AGAIN": 8, "PAGE": 4, "BACKED_OFF": 8},
+    "droppexd.roles.controller_care": {"PAGE": 5},
+    "droppexd.catalog.reconciling": {"MOST_RECORDS": 5},
+    "droppexd.catalog.repairs": {"RELEASE_AT_ONCE": 3},
     "droppexd.roles.pool_writer": {
         "SMALL_SIZE": SMALL_SIZE,
         "_MOST_STREAMS": 16,
