@@ -6,7 +6,7 @@ folder differ only in which shards they ask about, and whom they tell.
 
 import enum
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -130,8 +130,13 @@ class LossReports:
     def __init__(self, store: ShardStore, master: MasterLink) -> None:
         self._master = master
         self._boot_id = store.identity.boot_id
+        self._on_damaged: Callable[[ExtentId], None] = lambda _: None
         self.number = MISSING
         """This pool's number, once it was announced."""
+
+    def when_damaged(self, action: Callable[[ExtentId], None]) -> None:
+        """Have this called for each extent whose damaged shard the master was told of."""
+        self._on_damaged = action
 
     async def tell(self, checks: Iterable[CheckedShard]) -> None:
         """Tell of those shards among `checks` that are absent or damaged."""
@@ -146,6 +151,9 @@ class LossReports:
             page = tuple(lost[start : start + PAGE_LIMIT])
             request = ReportLost(number=self.number, boot_id=self._boot_id, shards=page)
             await self._master.call(request, timeout_s=_MASTER_S)
+            for shard in page:
+                if shard.damaged:
+                    self._on_damaged(shard.extent)
 
 
 class ShardChecker:

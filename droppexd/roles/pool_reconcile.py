@@ -62,6 +62,8 @@ class Reconciler:
         self._terms = terms
         self._reports = reports
         self._review_s = review_s
+        # A damaged shard that is rebuilt on another pool is dead here, soon.
+        reports.when_damaged(self.doubt)
         self._boot_id = store.identity.boot_id
         self._news = trio.Event()
         self._garbage = False

@@ -62,6 +62,7 @@ _CLIENTS_S = 1.0
 """After a request of a client, clients count as being served for so long."""
 _CLIENTS_SHARE = 4
 """While they are, a paced pass takes this part of its limit."""
+_LEAST_REST_S = 0.001
 _TRIES = 3
 _PAUSE_S = 5.0
 """So often, with such pauses, a store that cannot list its shards is asked again."""
@@ -245,7 +246,8 @@ class Scrubber:
         """Have nothing to do for a while: the master knows everything, and so does the folder."""
         await self._tell()
         await self._save()
-        await self._sleep(min(seconds, _TELL_S) if self._untold else seconds)
+        # Rounding may leave so little that the clock would not move on, and what is due would never be.
+        await self._sleep(max(_LEAST_REST_S, min(seconds, _TELL_S) if self._untold else seconds))
 
     async def _sleep(self, seconds: float) -> None:
         with trio.move_on_after(seconds):

@@ -11,6 +11,7 @@ from droppexd.model import Role
 from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
 from droppexd.roles.pool import PoolSettings, serve_pool
+from droppexd.roles.pool_scrub import ScrubSettings
 from droppexd.runtime import Runtime
 from droppexd.store.simulated import SimulatedStore
 from droppexd.wire.memory import MemoryNetwork
@@ -197,6 +198,7 @@ class Cluster:
                 name=process.name,
                 heartbeat_s=shape.heartbeat_s,
                 down_after_s=shape.down_after_s,
+                replace_after_s=shape.replace_after_s,
                 session_lease_s=shape.session_lease_s,
                 delete_grace_s=shape.delete_grace_s,
                 housekeeping_s=shape.housekeeping_s,
@@ -236,7 +238,11 @@ class Cluster:
             controllers=list(CONTROLLERS.values()),
             runtime=process.runtime,
             settings=PoolSettings(
-                name=process.name, machine=machine, review_s=self.shape.review_s, idle_s=self.shape.idle_s
+                name=process.name,
+                machine=machine,
+                review_s=self.shape.review_s,
+                idle_s=self.shape.idle_s,
+                scrub=ScrubSettings(every_s=self.shape.scrub_every_s),
             ),
             task_status=status,
         )

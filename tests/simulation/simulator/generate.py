@@ -89,6 +89,8 @@ def _draw_shape(draw: random.Random) -> Shape:
         silence_s=draw.choice((3.0, 6.0)),
         heartbeat_s=heartbeat_s,
         down_after_s=heartbeat_s * draw.choice((3, 5)),
+        replace_after_s=draw.choice((12.0, 12.0, 25.0)),
+        scrub_every_s=draw.choice((5.0, 20.0, 40.0)),
         session_lease_s=draw.choice((8.0, 20.0)),
         delete_grace_s=draw.choice((0.5, 2.0, 8.0)),
         housekeeping_s=draw.choice((0.5, 2.0)),

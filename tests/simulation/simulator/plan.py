@@ -104,6 +104,8 @@ class Shape:
     silence_s: float
     heartbeat_s: float
     down_after_s: float
+    replace_after_s: float
+    scrub_every_s: float
     session_lease_s: float
     delete_grace_s: float
     housekeeping_s: float

@@ -16,6 +16,8 @@ _SCALED = {
     "droppexd.roles.pool_rebuild": {"SMALL_SIZE": SMALL_SIZE, "_SMALL_AT_ONCE": 3, "MAX_ORDERS": 6},
     "droppexd.roles.controller_repair": {"PLANNED": 16, "PLAN_AGAIN": 8, "PAGE": 4, "BACKED_OFF": 8},
     "droppexd.roles.controller_care": {"PAGE": 5},
+    "droppexd.roles.scrub_record": {"SLICES": 10, "MOST_FINDINGS": 5},
+    "droppexd.roles.pool_scrub": {"STRETCH_SHARDS": 3, "_SAVE_S": 4.0, "_MOST_UNTOLD": 4},
     "droppexd.catalog.reconciling": {"MOST_RECORDS": 5},
     "droppexd.catalog.repairs": {"RELEASE_AT_ONCE": 3},
     "droppexd.roles.pool_writer": {

@@ -9,7 +9,7 @@ import trio
 
 from tests.simulation.simulator.checks.bounds import Bounds
 from tests.simulation.simulator.checks.reads import check_history
-from tests.simulation.simulator.checks.rest import NOW, RESTS, Capabilities, check_readable, unrest, untruth
+from tests.simulation.simulator.checks.rest import RESTS, check_readable, unrest, untruth
 from tests.simulation.simulator.checks.shards import CommitsNameFlushedShards, LiveShardsStay, check_placed
 from tests.simulation.simulator.checks.terms import TermsInForce
 from tests.simulation.simulator.checks.versions import DeadStayDead, check_indexes
@@ -46,9 +46,8 @@ class Result:
 class Simulation:
     """One run of one plan."""
 
-    def __init__(self, plan: Plan, able: Capabilities, *, messages: bool = False) -> None:
+    def __init__(self, plan: Plan, *, messages: bool = False) -> None:
         self._plan = plan
-        self._able = able
         self._trace = Trace(messages=messages)
         self._world = World()
         self._bounds = Bounds(self._world)
@@ -142,9 +141,9 @@ class Simulation:
     async def _rest(self, cluster: Cluster, person: Person) -> None:
         deadline = trio.current_time() + REST_S
         while True:
-            reason = unrest(cluster, self._bounds, self._able)
-            if not reason and self._able.status:
-                reason = await untruth(person, cluster, self._able)
+            reason = unrest(cluster, self._bounds)
+            if not reason:
+                reason = await untruth(person, cluster)
             if not reason:
                 return
             if trio.current_time() >= deadline:
@@ -155,9 +154,8 @@ class Simulation:
 def simulate(
     plan: Plan,
     *,
-    able: Capabilities = NOW,
     messages: bool = False,
     mutate: Callable[[ExitStack], None] = lambda _: None,
 ) -> Result:
     """Run a plan in a cluster of its own and return what came of it. Deterministic."""
-    return Simulation(plan, able, messages=messages).run(mutate)
+    return Simulation(plan, messages=messages).run(mutate)

@@ -1,11 +1,10 @@
 """The end of a round: faults are over, everybody runs, and the cluster must come to rest."""
 
-from dataclasses import dataclass
-
 import trio
 
 from droppexd.errors import DroppexError
-from droppexd.model import MISSING, ClusterStatus, PoolState
+from droppexd.model import MISSING, ClusterStatus, PoolState, shard_size
+from droppexd.store.simulated import OVERHEAD_BYTES
 from tests.simulation.simulator import catalogue
 from tests.simulation.simulator.checks.bounds import Bounds
 from tests.simulation.simulator.cluster import Cluster
@@ -19,39 +18,16 @@ _TRIES = 6
 _BETWEEN_TRIES_S = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What the cluster can do by itself. What it cannot do yet is not asked of it at rest."""
-
-    full_redundancy: bool = False
-    """Every extent ends with all of its shards, recorded, there and whole: needs repair."""
-    no_unnamed_shard: bool = True
-    """No disk holds a shard that no record names."""
-    adopts_missing: bool = False
-    """A shard that its record calls missing, and that is there, is taken in or dropped: needs reconciling."""
-    status: bool = True
-    """`status` counts what is in the catalogue."""
-    status_knows_losses: bool = False
-    """...and what scrub and reads have found missing or wrong."""
-
-
-NOW = Capabilities()
-
-
-def unrest(cluster: Cluster, bounds: Bounds, able: Capabilities) -> str:
+def unrest(cluster: Cluster, bounds: Bounds) -> str:
     """Return the first thing that still keeps the cluster from being at rest; empty when nothing does."""
     for name in cluster.wanted:
         process = cluster.processes.get(name)
         if process is None or not process.ready:
             return f"{name} is not ready"
-    return (
-        bounds.not_given_back()
-        or (_unnamed(cluster, able) if able.no_unnamed_shard else "")
-        or (_redundancy(cluster) if able.full_redundancy else "")
-    )
+    return bounds.not_given_back() or _unnamed(cluster) or _redundancy(cluster)
 
 
-def _unnamed(cluster: Cluster, able: Capabilities) -> str:
+def _unnamed(cluster: Cluster) -> str:
     world = cluster.world
     for number, disk in catalogue.disks(world).items():
         if disk.lost:
@@ -59,7 +35,7 @@ def _unnamed(cluster: Cluster, able: Capabilities) -> str:
         for extent_id, index in disk.order:
             record = catalogue.extent(world, extent_id)
             pool = None if record is None else record.pools[index]
-            if pool == number or (pool == MISSING and not able.adopts_missing):
+            if pool == number:
                 continue
             return f"{disk.name} holds shard {index} of extent {extent_id}, which no record names"
     lost = any(disk.lost for disk in world.disks.values())
@@ -69,15 +45,22 @@ def _unnamed(cluster: Cluster, able: Capabilities) -> str:
 
 
 def _redundancy(cluster: Cluster) -> str:
+    """Say which extent lacks shards though there are pools that could have them."""
     by_number = catalogue.disks(cluster.world)
     for record in catalogue.extents(cluster.world):
         sound = catalogue.sound_shards(record, by_number)
-        if sound < record.layout.total:
+        size = OVERHEAD_BYTES + shard_size(record.size, record.chunk_size, record.layout.k)
+        room = [
+            disk
+            for number, disk in by_number.items()
+            if not disk.lost and number not in record.pools and disk.free() >= 2 * size
+        ]
+        if sound < record.layout.total and (room or sound < sum(pool != MISSING for pool in record.pools)):
             return f"extent {record.id} has {sound} of {record.layout.total} shards"
     return ""
 
 
-async def untruth(person: Person, cluster: Cluster, able: Capabilities) -> str:
+async def untruth(person: Person, cluster: Cluster) -> str:
     """Return what `status` says that is not so; empty when there is nothing."""
     try:
         status = await person.status()
@@ -92,7 +75,7 @@ async def untruth(person: Person, cluster: Cluster, able: Capabilities) -> str:
     wanted = (names, size, extents, catalogue.garbage(world))
     if found != wanted:
         return f"status counts files, bytes, extents, garbage {found}; there are {wanted}"
-    return _states(status, cluster) or _survival(status, cluster, able)
+    return _states(status, cluster) or _survival(status, cluster)
 
 
 def _states(status: ClusterStatus, cluster: Cluster) -> str:
@@ -105,17 +88,11 @@ def _states(status: ClusterStatus, cluster: Cluster) -> str:
     return ""
 
 
-def _survival(status: ClusterStatus, cluster: Cluster, able: Capabilities) -> str:
+def _survival(status: ClusterStatus, cluster: Cluster) -> str:
     by_number = catalogue.disks(cluster.world)
     counted: dict[int, int] = {}
     for record in catalogue.extents(cluster.world):
-        if able.status_knows_losses:
-            present = catalogue.sound_shards(record, by_number)
-        else:
-            present = sum(
-                not by_number[pool].lost for pool, _ in catalogue.shards(record) if pool in by_number
-            )
-        survives = present - record.layout.k
+        survives = catalogue.sound_shards(record, by_number) - record.layout.k
         counted[survives] = counted.get(survives, 0) + 1
     told = {line.survives: line.extents for line in status.survival if line.extents}
     if told != counted:
