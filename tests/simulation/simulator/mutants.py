@@ -12,7 +12,7 @@ import trio
 
 from droppexd.catalog import batch, catalogue
 from droppexd.errors import DroppexError
-from droppexd.roles import app, app_download, pool, pool_writer
+from droppexd.roles import app, app_download, pool_reconcile, pool_writer
 from tests.simulation.simulator.checks.bounds import BOUNDED
 from tests.simulation.simulator.checks.reads import LINEARIZABLE
 from tests.simulation.simulator.checks.rest import READABLE, RESTS
@@ -65,10 +65,10 @@ def _acknowledge_before_flush(stack: ExitStack) -> None:
 
 
 def _drop_without_word(stack: ExitStack) -> None:
-    async def drop(self, _number, held) -> None:
-        await self._runtime.run_blocking(self._store.drop, list(held))
+    async def review(self, held) -> None:
+        await self._run_blocking(self._store.drop, list(held))
 
-    _replace(stack, pool._Pool, "_drop_dead", drop)
+    _replace(stack, pool_reconcile.Reconciler, "_review", review)
 
 
 def _orphan_by_age(stack: ExitStack) -> None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from droppexd.roles import app as app_role
-from droppexd.roles import budget, pool, pool_writer
+from droppexd.roles import app_reporter, budget, controller_repair, pool_rebuild, pool_reconcile, pool_writer
 from droppexd.wire import rpc
 from tests.simulation.simulator.world import LIFE, Life, World
 
@@ -15,7 +15,10 @@ GIVEN_BACK = "memory-given-back"
 _WATCHED = (
     budget.Budget,
     app_role._Streams,
-    pool._Pool,
+    pool_reconcile.Reconciler,
+    pool_rebuild.Rebuilder,
+    controller_repair.Repair,
+    app_reporter.Reporter,
     pool_writer.ShardStreams,
     pool_writer.SmallWriter,
     rpc._Server,
@@ -68,8 +71,15 @@ class Bounds:
             yield "units of the app's budget in use", one.total - one._free, one.total
         for one in self._living(app_role._Streams):
             yield "open transfers of an app", len(one._streams), app_role._MOST_STREAMS
-        for one in self._living(pool._Pool):
-            yield "extents in doubt", len(one._doubtful), pool._MOST_DOUBTFUL
+        for one in self._living(pool_reconcile.Reconciler):
+            yield "extents in doubt", len(one._doubtful), pool_reconcile._MOST_DOUBTFUL
+        for one in self._living(pool_rebuild.Rebuilder):
+            yield "orders of a pool", len(one._running), pool_rebuild.MAX_ORDERS
+        for one in self._living(controller_repair.Repair):
+            yield "extents planned for repair", len(one._planned), controller_repair.PLANNED
+            yield "orders that rest", len(one._backed_off), controller_repair.BACKED_OFF
+        for one in self._living(app_reporter.Reporter):
+            yield "shards to tell of", len(one._waiting), app_reporter._MOST
         for one in self._living(pool_writer.ShardStreams):
             yield "shards being written", len(one._streams), pool_writer._MOST_STREAMS
             yield "failures kept", len(one._failures), pool_writer._FAILURES_KEPT
