@@ -26,7 +26,7 @@ from powerloss.verdict import CataloguePromises, PoolPromises
 pytestmark = pytest.mark.slow
 
 OPENING = Path(powerloss.__file__).with_name("opening_process.py")
-EVERY = 8
+EVERY = 12
 """Of the moments without a flush or a promise nearby so many are passed over for one that is looked at."""
 MIXTURES = 1
 SEED = 1

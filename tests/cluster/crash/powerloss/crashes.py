@@ -14,6 +14,9 @@ from powerloss.verdict import CataloguePromises, PoolPromises, wrong_with_catalo
 POOL = "pool-1"
 CONTROLLER = "controller"
 
+_PROMISES = frozenset(("WritePiece", "revision", "Announce"))
+"""The notes that each say more than those before; answers of a controller follow a revision at once."""
+
 
 class Opened:
     """What was found in each folder that was rebuilt: the same folder is not opened twice."""
@@ -117,5 +120,5 @@ def moments(recording, every):
     began = sorted(operation.began for operation in recording.operations)
     flushed = [operation.ended for operation in recording.operations if isinstance(operation, Flush)]
     open_still = [began[bisect.bisect_left(began, ended) - 1] for ended in flushed]
-    promised = [note.moment for note in recording.notes]
+    promised = [note.moment for note in recording.notes if note.kind in _PROMISES]
     return sorted({*flushed, *open_still, *promised, *began[::every]})
