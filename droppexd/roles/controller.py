@@ -106,6 +106,7 @@ class _Controller:
             term=catalogue.term,
             heartbeat_s=settings.heartbeat_s,
             down_after_s=settings.down_after_s,
+            began=self._started,
         )
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
