@@ -86,8 +86,7 @@ class Cluster:
         if not any(name in self.wanted for name in CONTROLLERS):
             self.start("controller-1")
         for name in self.shape.pools:
-            if not self.disk_of[name].lost:
-                self.start(name)
+            self.start(name)
         for name in self.apps:
             self.start(name)
 
@@ -102,7 +101,9 @@ class Cluster:
         return next((other for other in CONTROLLERS if other in self.wanted), name)
 
     def start(self, name: str) -> None:
-        """Start a process, unless it runs."""
+        """Start a process, unless it runs, or is a pool without a disk."""
+        if name in self.disk_of and self.disk_of[name].lost:
+            return
         self.wanted[name] = None
         if name in self.processes:
             return

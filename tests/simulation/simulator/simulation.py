@@ -1,6 +1,7 @@
 """Execute a plan: one cluster, its clients and its faults, under the eyes of the checkers."""
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ LOOK_S = 0.5
 REST_S = 120.0
 """A cluster that is not at rest so long after the last fault does not come to rest."""
 READY_S = 30.0
+MAP_S = 2.5
+"""After so long the apps have heard of all pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Result:
     """Of the mock clock."""
     decided: bool
     """Whether the search for a linearization came to an end."""
+    happened: Counter[str]
+    """How often what was planned took place: faults by kind, operations by verb and outcome."""
     lines: list[str]
 
 
@@ -80,6 +85,7 @@ class Simulation:
             deliveries=self._trace.deliveries,
             seconds=self._seconds,
             decided=self._decided,
+            happened=world.happened,
             lines=self._trace.lines,
         )
 
@@ -100,6 +106,7 @@ class Simulation:
                 for number in range(plan.shape.clients)
             ]
             await self._all_ready(cluster)
+            await trio.sleep(MAP_S)
             for number, part in enumerate(plan.rounds):
                 await self._round(cluster, people, part, number)
             nursery.cancel_scope.cancel()
