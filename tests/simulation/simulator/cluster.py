@@ -26,6 +26,8 @@ CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for nu
 """The second only runs when a fault has it take over; both stand on one engine, as they would on etcd."""
 APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
 
+NO_CRASH = "no-crash"
+
 _RESTART_S = 3.0
 """A process that ended with an error is started again after so long, as a service manager does."""
 _FLUSH_S = (0.0003, 0.002)
@@ -154,7 +156,7 @@ class Cluster:
             failure = errors.exceptions[0]
         except* Exception as errors:
             if not process.killed:
-                self.world.report("no-crash", f"{name} ended with a bug: {errors.exceptions!r}")
+                self.world.report(NO_CRASH, f"{name} ended with a bug: {errors.exceptions!r}")
                 log.exception("%s ended with a bug", name)
         if process.killed:
             return

@@ -1,6 +1,7 @@
 """Execute a plan: one cluster, its clients and its faults, under the eyes of the checkers."""
 
 import gc
+import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from tests.simulation.simulator.checks.rest import NOW, RESTS, Capabilities, che
 from tests.simulation.simulator.checks.shards import CommitsNameFlushedShards, LiveShardsStay, check_placed
 from tests.simulation.simulator.checks.terms import TermsInForce
 from tests.simulation.simulator.checks.versions import DeadStayDead, check_indexes
-from tests.simulation.simulator.cluster import Cluster
+from tests.simulation.simulator.cluster import NO_CRASH, Cluster
 from tests.simulation.simulator.faults import inflict
 from tests.simulation.simulator.plan import Plan, Round
 from tests.simulation.simulator.scale import small_scale
@@ -22,6 +23,8 @@ from tests.simulation.simulator.surroundings import run_mocked
 from tests.simulation.simulator.trace import Trace
 from tests.simulation.simulator.workload import Person, attend
 from tests.simulation.simulator.world import Violation, World
+
+log = logging.getLogger("droppex.simulator")
 
 LOOK_S = 0.5
 """Between two looks of the checkers that look at everything."""
@@ -74,6 +77,9 @@ class Simulation:
             gc.disable()  # Objects that are ended by the collector would end at another moment each time.
             try:
                 run_mocked(self._main, seed=self._plan.seed)
+            except* Exception as errors:
+                world.report(NO_CRASH, f"the client ended with a bug: {errors.exceptions!r}")
+                log.exception("seed %d: the client ended with a bug", self._plan.seed)
             finally:
                 if collecting:
                     gc.enable()
