@@ -21,9 +21,13 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        # What failed while all was being cancelled from outside is still what failed: a group that only
+        # the cancellation makes one would reach the caller as a group of one.
+        _, failures = group.split(trio.Cancelled)
+        told = failures or group
+        if len(told.exceptions) > 1:
             raise
-        lone = group.exceptions[0]
+        lone = told.exceptions[0]
     if lone is not None:
         try:
             raise lone

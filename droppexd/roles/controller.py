@@ -111,7 +111,7 @@ class _Controller:
             heartbeat_s=settings.heartbeat_s,
             down_after_s=settings.down_after_s,
             replace_after_s=settings.replace_after_s,
-            now=self._started,
+            began=self._started,
         )
         self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
         self.care.pools_changed()

@@ -108,7 +108,7 @@ class PoolTable:
         heartbeat_s: float,
         down_after_s: float,
         replace_after_s: float,
-        now: float,
+        began: float,
     ) -> None:
         self._pools = {number: SeenPool(record=record) for number, record in sorted(records.items())}
         self._cluster_id = cluster_id
@@ -117,7 +117,7 @@ class PoolTable:
         self._silent_s = heartbeat_s * _SILENT_HEARTBEATS
         self._down_after_s = down_after_s
         self._replace_after_s = replace_after_s
-        self._began = now
+        self._began = began
         # Versions of a later term are higher, so that nobody takes an old master's map for fresher.
         self._version = term << _MAPS_PER_TERM_BITS
         self._map: ClusterMap | None = None
@@ -270,12 +270,16 @@ class PoolTable:
     def _challenge(self, pool: SeenPool, announce: Announce, now: float) -> None:
         """Let a new start of a pool take over from the last, unless that one still lives elsewhere."""
         record = pool.record
-        if pool.heard_at is None or announce.boot_id == record.boot_id or announce.address == record.address:
+        if announce.boot_id == record.boot_id or announce.address == record.address:
             return
-        if now - pool.heard_at > self._silent_s:
+        # Of a pool that this master has not heard of yet, nobody knows whether its last start still lives:
+        # it gets as long to be heard as one that fell silent when this master began.
+        heard_at = self._began if pool.heard_at is None else pool.heard_at
+        if now - heard_at > self._silent_s:
             return
-        heard_since = pool.challenged_at is not None and pool.heard_at > pool.challenged_at
-        if heard_since or announce.previous_boot_id != record.boot_id:
+        heard_since = pool.challenged_at is not None and heard_at > pool.challenged_at
+        follows = pool.heard_at is None or announce.previous_boot_id == record.boot_id
+        if heard_since or not follows:
             raise IdentityError(
                 f"pool {record.name!r} is running at {record.address}; this one, at {announce.address}, "
                 "has a copy of its data folder. Stop one of the two, for good"
@@ -283,7 +287,7 @@ class PoolTable:
         if pool.challenged_at is None:
             pool.challenged_at = now
         raise PeerBusy(
-            f"pool {record.name!r} was heard at {record.address} a moment ago; "
+            f"pool {record.name!r} may still run at {record.address}, where it was a moment ago; "
             "announce it again in some seconds"
         )
 

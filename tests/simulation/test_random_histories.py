@@ -7,11 +7,14 @@ failing one short.
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.simulation.simulator.faults import KINDS
 from tests.simulation.simulator.generate import draw_plan
+from tests.simulation.simulator.plan import Verb
 from tests.simulation.simulator.simulation import simulate
 
 TOP = Path(__file__).parents[2]
@@ -26,11 +29,33 @@ print(simulate(draw_plan(int(sys.argv[1]))).digest)
 """
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_no_invariant_breaks(seed):
-    result = simulate(draw_plan(seed))
+SEEDS = range(50)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Run a seed, once for all tests of this module."""
+    results = {}
+
+    def run(seed):
+        if seed not in results:
+            results[seed] = simulate(draw_plan(seed))
+        return results[seed]
+
+    return run
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_invariant_breaks(run, seed):
+    result = run(seed)
     assert result.violation is None, f"seed {seed}: {result.violation}"
     assert result.decided, f"seed {seed}: the search for a linearization was given up"
+
+
+def test_what_can_happen_happens(run):
+    happened = sum((run(seed).happened for seed in SEEDS), Counter())
+    wanted = [*KINDS, *(f"{verb} done" for verb in Verb), "put conflict", "get not-found"]
+    assert [what for what in wanted if not happened[what]] == []
 
 
 def test_one_seed_gives_one_trace_and_another_another():

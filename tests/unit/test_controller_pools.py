@@ -23,7 +23,7 @@ def table(records=(), term=1):
         heartbeat_s=2.0,
         down_after_s=10.0,
         replace_after_s=60.0,
-        now=0.0,
+        began=0.0,
     )
 
 
@@ -100,6 +100,27 @@ def test_a_copy_of_a_pool_that_lives_is_refused():
     older_copy = announce(cluster_id=CLUSTER, boot_id=BOOT_3, previous_boot_id=BOOT_2, address=THERE)
     with pytest.raises(IdentityError):
         pools.judge(older_copy, 3.0, 5)
+
+
+def test_a_new_master_knows_a_copy_from_the_pool_that_lives():
+    record = enter(table())
+    copy = announce(cluster_id=CLUSTER, boot_id=BOOT_2, previous_boot_id=BOOT_1, address=THERE)
+    pools = table([record], term=2)
+    with pytest.raises(PeerBusy):
+        pools.judge(copy, 1.0, 5)
+    pools.heartbeat(beat(), 2.0)
+    with pytest.raises(IdentityError, match="copy of its data folder"):
+        pools.judge(copy, 3.0, 5)
+
+
+@pytest.mark.parametrize("previous", [BOOT_1, BOOT_3])
+def test_a_new_master_takes_a_restart_elsewhere_once_the_old_start_had_time_to_be_heard(previous):
+    record = enter(table())
+    restart = announce(cluster_id=CLUSTER, boot_id=BOOT_2, previous_boot_id=previous, address=THERE)
+    pools = table([record], term=2)
+    with pytest.raises(PeerBusy):
+        pools.judge(restart, 4.9, 5)
+    assert pools.judge(restart, 5.1, 5).address == THERE
 
 
 def test_a_restart_at_the_same_address_is_taken_at_once():

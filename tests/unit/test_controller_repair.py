@@ -104,7 +104,7 @@ async def open_master(stage):
             heartbeat_s=2.0,
             down_after_s=10.0,
             replace_after_s=60.0,
-            now=trio.current_time(),
+            began=trio.current_time(),
         )
         for number in range(1, POOLS + 1):
             said = announce(number)

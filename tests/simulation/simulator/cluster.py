@@ -27,6 +27,8 @@ CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for nu
 """The second only runs when a fault has it take over; both stand on one engine, as they would on etcd."""
 APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
 
+NO_CRASH = "no-crash"
+
 _RESTART_S = 3.0
 """A process that ended with an error is started again after so long, as a service manager does."""
 _FLUSH_S = (0.0003, 0.002)
@@ -87,8 +89,7 @@ class Cluster:
         if not any(name in self.wanted for name in CONTROLLERS):
             self.start("controller-1")
         for name in self.shape.pools:
-            if not self.disk_of[name].lost:
-                self.start(name)
+            self.start(name)
         for name in self.apps:
             self.start(name)
 
@@ -103,7 +104,9 @@ class Cluster:
         return next((other for other in CONTROLLERS if other in self.wanted), name)
 
     def start(self, name: str) -> None:
-        """Start a process, unless it runs."""
+        """Start a process, unless it runs, or is a pool without a disk."""
+        if name in self.disk_of and self.disk_of[name].lost:
+            return
         self.wanted[name] = None
         if name in self.processes:
             return
@@ -154,7 +157,7 @@ class Cluster:
             failure = errors.exceptions[0]
         except* Exception as errors:
             if not process.killed:
-                self.world.report("no-crash", f"{name} ended with a bug: {errors.exceptions!r}")
+                self.world.report(NO_CRASH, f"{name} ended with a bug: {errors.exceptions!r}")
                 log.exception("%s ended with a bug", name)
         if process.killed:
             return

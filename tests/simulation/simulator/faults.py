@@ -279,6 +279,7 @@ async def inflict(cluster: Cluster, faults: Iterable[Fault], stop: trio.Event) -
             harm = KINDS[fault.kind](cluster, fault)
             if next(harm, harm) is None:
                 running[number] = harm
+                cluster.world.happened[fault.kind] += 1
         elif not begins and number in running:
             cluster.trace.say(f"fault {number} is over")
             next(running.pop(number), None)

@@ -48,8 +48,9 @@ _CONTROLLER_FAULTS = {
 _LINK_FAULTS = {"partition": 5, "break-connections": 5}
 
 _EXCLUSIVE = {"clone", "swap-disks", "roll-back"}
-"""No other fault of the same processes while one of these lasts: what they do to a disk says who it is, and
-a master that cannot hear the original, or began a moment ago, cannot know a copy from it."""
+"""No other fault of the same pools in a round with one of these, for what they do to a disk says who it is;
+and none of the controller's beside a clone but its death: a master that cannot be heard cannot know a copy from
+a pool that lives."""
 
 
 def _pick(draw: random.Random, weights: dict) -> object:
@@ -199,5 +200,8 @@ def _draw_fault(draw: random.Random, shape: Shape, most_s: float, number: int) -
 def _clash(fault: Fault, other: Fault) -> bool:
     if not {fault.kind, other.kind} & _EXCLUSIVE:
         return False
-    touched = {fault.one, fault.other, *CONTROLLERS} - {""}
-    return bool(touched & {other.one, other.other})
+    both = ({one.one, one.other} - {""} for one in (fault, other))
+    kinds = {fault.kind, other.kind}
+    return bool(set.intersection(*both)) or (
+        "clone" in kinds and "kill" not in kinds and bool({fault.one, other.one} & set(CONTROLLERS))
+    )

@@ -1,6 +1,8 @@
 """Execute a plan: one cluster, its clients and its faults, under the eyes of the checkers."""
 
 import gc
+import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from tests.simulation.simulator.checks.rest import RESTS, check_readable, unrest
 from tests.simulation.simulator.checks.shards import CommitsNameFlushedShards, LiveShardsStay, check_placed
 from tests.simulation.simulator.checks.terms import TermsInForce
 from tests.simulation.simulator.checks.versions import DeadStayDead, check_indexes
-from tests.simulation.simulator.cluster import Cluster
+from tests.simulation.simulator.cluster import NO_CRASH, Cluster
 from tests.simulation.simulator.faults import inflict
 from tests.simulation.simulator.plan import Plan, Round
 from tests.simulation.simulator.scale import small_scale
@@ -22,11 +24,15 @@ from tests.simulation.simulator.trace import Trace
 from tests.simulation.simulator.workload import Person, attend
 from tests.simulation.simulator.world import Violation, World
 
+log = logging.getLogger("droppex.simulator")
+
 LOOK_S = 0.5
 """Between two looks of the checkers that look at everything."""
 REST_S = 120.0
 """A cluster that is not at rest so long after the last fault does not come to rest."""
 READY_S = 30.0
+MAP_S = 2.5
+"""After so long the apps have heard of all pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Result:
     """Of the mock clock."""
     decided: bool
     """Whether the search for a linearization came to an end."""
+    happened: Counter[str]
+    """How often what was planned took place: faults by kind, operations by verb and outcome."""
     lines: list[str]
 
 
@@ -68,6 +76,9 @@ class Simulation:
             gc.disable()  # Objects that are ended by the collector would end at another moment each time.
             try:
                 run_mocked(self._main, seed=self._plan.seed)
+            except* Exception as errors:
+                world.report(NO_CRASH, f"the client ended with a bug: {errors.exceptions!r}")
+                log.exception("seed %d: the client ended with a bug", self._plan.seed)
             finally:
                 if collecting:
                     gc.enable()
@@ -79,6 +90,7 @@ class Simulation:
             deliveries=self._trace.deliveries,
             seconds=self._seconds,
             decided=self._decided,
+            happened=world.happened,
             lines=self._trace.lines,
         )
 
@@ -99,6 +111,7 @@ class Simulation:
                 for number in range(plan.shape.clients)
             ]
             await self._all_ready(cluster)
+            await trio.sleep(MAP_S)
             for number, part in enumerate(plan.rounds):
                 await self._round(cluster, people, part, number)
             nursery.cancel_scope.cancel()

@@ -64,11 +64,13 @@ class Person:
             call.refusal, error = "not-found", str(refusal)
         except (DroppexError, trio.TooSlowError) as failure:
             error = f"{type(failure).__name__}: {failure}"
+            self._world.happened[f"{operation.verb} {type(failure).__name__}"] += 1
             if operation.verb in _READS:
                 history.calls.remove(call)
             self._cluster.trace.say(f"{operation}: {error}")
             return error
         history.answer(call)
+        self._world.happened[f"{operation.verb} {call.refusal or 'done'}"] += 1
         self._cluster.trace.say(f"{operation}: {call.refusal or f'v{call.version}'}")
         return error
 
@@ -162,7 +164,9 @@ class Person:
             with trio.fail_after(operation.patience_s):
                 entries = {entry.name: entry async for entry in self._client.list(folder)}
         except (DroppexError, trio.TooSlowError) as failure:
+            self._world.happened[f"{operation.verb} {type(failure).__name__}"] += 1
             return f"{type(failure).__name__}: {failure}"
+        self._world.happened[f"{operation.verb} done"] += 1
         history.moment += 1
         for name in self._cluster.names:
             call = Call(client=self._number, verb=Verb.LIST, name=name, invoked=invoked)

@@ -1,5 +1,6 @@
 """What the checkers know: every disk, the catalogue as it is, the history, and what the faults have taken."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ class World:
         """Each version that a record on that disk ever spoke of, be it only to say how an operation ended."""
         self.put_of_size: dict[int, int] = {}
         """Which put of the plan has which size: no two have the same."""
+        self.happened: Counter[str] = Counter()
+        """How often what was planned took place: faults by kind, operations by verb and outcome."""
         self.terms: list[tuple[int, int]] = []
         """Since which revision which term is in force."""
 
