@@ -12,6 +12,7 @@ from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
+from droppexd.roles.pool_orphans import OrphanFinder
 from droppexd.roles.pool_rebuild import Rebuilder
 from droppexd.roles.pool_reconcile import Reconciler
 from droppexd.roles.pool_writer import (
@@ -30,6 +31,7 @@ from droppexd.wire.messages import (
     Announce,
     CheckShards,
     Done,
+    FindOrphans,
     Heartbeat,
     KeepShard,
     Piece,
@@ -105,6 +107,7 @@ class _Pool:
         self._losses = LossReports(store, master)
         self._checker = ShardChecker(store, runtime, self._losses)
         self._reconciler = Reconciler(store, master, runtime, terms, self._losses, settings.review_s)
+        self._orphans = OrphanFinder(store, runtime, self._reconciler)
         self._rebuilder = Rebuilder(
             store=store,
             small=self._small,
@@ -125,6 +128,7 @@ class _Pool:
                 KeepShard: self.keep_shard,
                 ReadPiece: self.read_piece,
                 CheckShards: self._checker.check_shards,
+                FindOrphans: self._orphans.find_orphans,
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
@@ -236,7 +240,7 @@ class _Pool:
             await self._runtime.run_blocking(self._store.join, welcomed.cluster_id)
             self._losses.number = self._rebuilder.number = welcomed.number
             self._rebuilder.incarnation = welcomed.incarnation
-            self._reconciler.announced(welcomed.number)
+            self._reconciler.announced(welcomed.number, welcomed.ruling)
             log.info("announced number=%d master=%s", welcomed.number, self._master.address)
             return welcomed
 
@@ -264,7 +268,7 @@ class _Pool:
             except DroppexError as error:
                 log.warning("heartbeat to the master failed: %s", error)
                 continue
-            self._reconciler.heard(review=heard.review)
+            self._reconciler.heard(review=heard.review, ruling=heard.ruling)
             self._rebuilder.heard(work=heard.work)
 
     async def reconcile(self) -> None:
