@@ -412,10 +412,6 @@ def replace(
     command.finish(lambda session: replace_pool(session, pool, force=force))
 
 
-if __name__ == "__main__":
-    main()
-
-
 orphans = typer.Typer(
     help="What pools hold of files that the catalogue never knew: list it, adopt it or drop it.",
     add_completion=False,
@@ -511,3 +507,7 @@ def drop(
         if not _says_yes(f"Drop {counted[0]} for good?"):
             raise typer.Exit(1)
     command.finish(lambda session: drop_versions(session, choice))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,8 @@
 """`droppex orphans`: versions that pools hold and the catalogue never knew."""
 
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,10 +18,19 @@ from droppexd.cli.render import (
     receipt_document,
     size_text,
 )
-from droppexd.client import OrphanListing, OrphanState, OrphanVersion
+from droppexd.client.orphans import (
+    OrphanListing,
+    OrphanState,
+    OrphanVersion,
+    is_readable,
+    sound_shards,
+)
 from droppexd.errors import Conflict, InvalidRequest, NotEnoughShards, NotFound
 from droppexd.model import ExtentId, VersionId
 from droppexd.wire.messages import PAGE_LIMIT, OrphanExtent
+
+_VERSION = re.compile("([0-9a-f]{1,12})-([0-9a-f]{1,12})", re.ASCII)
+"""Session and counter, each below 2^48."""
 
 _ADOPTABLE = (OrphanState.WHOLE, OrphanState.OPEN)
 
@@ -63,18 +74,15 @@ def choose(texts: Sequence[str], *, everything: bool) -> Choice:
 
 
 def _parse_version(text: str) -> VersionId:
-    session, dash, counter = text.partition("-")
-    try:
-        if dash and text.isascii() and text.isprintable() and "_" not in text:
-            version = VersionId(int(session, 16), int(counter, 16))
-            version.to_bytes()
-            return version
-    except (ValueError, OverflowError):
-        pass
-    raise UsageError(f"{text!r} is no version: `droppex orphans` lists them, as in 5f1e92c04a7b-a3")
+    parts = _VERSION.fullmatch(text)
+    if parts is None:
+        raise UsageError(f"{text!r} is no version: `droppex orphans` lists them, as in 5f1e92c04a7b-a3")
+    return VersionId(int(parts[1], 16), int(parts[2], 16))
 
 
-async def _chosen(session: Session, choice: Choice) -> AsyncIterator[tuple[OrphanVersion, OrphanListing]]:
+async def _chosen(
+    session: Session, choice: Choice
+) -> AsyncGenerator[tuple[OrphanVersion, OrphanListing], None]:
     """Yield what is chosen, with the listing that it came from. Only what may be there is looked through."""
     after = ExtentId(*min(choice.versions)) if choice.versions else None
     listing = session.client.orphans(after=after)
@@ -167,11 +175,12 @@ async def adopt_versions(session: Session, choice: Choice, folder: str, *, force
 
     async def adoptions() -> AsyncIterator[_Adoption]:
         nonlocal left
-        async for orphan, listing in _chosen(session, choice):
-            if choice.everything and orphan.state not in _ADOPTABLE:
-                left += 1
-            else:
-                yield _Adoption(orphan, listing)
+        async with aclosing(_chosen(session, choice)) as chosen:
+            async for orphan, listing in chosen:
+                if choice.everything and orphan.state not in _ADOPTABLE:
+                    left += 1
+                else:
+                    yield _Adoption(orphan, listing)
 
     with Items(output) as items:
 
@@ -203,11 +212,9 @@ async def adopt_versions(session: Session, choice: Choice, folder: str, *, force
 
 def _unreadable(orphan: OrphanVersion) -> NotEnoughShards | InvalidRequest:
     missing = [
-        f"extent {extent.id}: {orphan_sound} of {extent.header.layout.k}"
+        f"extent {extent.id}: {sound_shards(extent)} of the {extent.header.layout.k} that it is read from"
         for extent in orphan.extents
-        if extent.header is not None
-        and (orphan_sound := len({place.shard for place in extent.places if place.agrees}))
-        < extent.header.layout.k
+        if extent.header is not None and not is_readable(extent)
     ]
     if missing:
         return NotEnoughShards("too few of its shards are there to read it", missing)
@@ -220,10 +227,11 @@ def _unreadable(orphan: OrphanVersion) -> NotEnoughShards | InvalidRequest:
 async def count_versions(session: Session, choice: Choice) -> OrphanAmount:
     """Return how much `drop_versions` would drop; raise NotFound for what is not there."""
     versions = size = shards = 0
-    async for orphan, _ in _chosen(session, choice):
-        versions += 1
-        size += orphan.size
-        shards += orphan.shards
+    async with aclosing(_chosen(session, choice)) as chosen:
+        async for orphan, _ in chosen:
+            versions += 1
+            size += orphan.size
+            shards += orphan.shards
     return OrphanAmount(versions, size, shards)
 
 
@@ -235,14 +243,15 @@ async def drop_versions(session: Session, choice: Choice) -> int:
     refused: list[ExtentId] = []
     dropped = 0
     with Items(output) as items:
-        async for orphan, _ in _chosen(session, choice):
-            if output.as_json:
-                items.add(orphan_document(orphan))
-            dropped += 1
-            waiting += orphan.extents
-            if len(waiting) >= PAGE_LIMIT:
-                refused += await session.client.drop_orphans(waiting)
-                waiting = []
+        async with aclosing(_chosen(session, choice)) as chosen:
+            async for orphan, _ in chosen:
+                dropped += 1
+                waiting += orphan.extents
+                if output.as_json:
+                    items.add(orphan_document(orphan))
+                if len(waiting) >= PAGE_LIMIT:
+                    refused += await session.client.drop_orphans(waiting)
+                    waiting = []
         if waiting:
             refused += await session.client.drop_orphans(waiting)
     if refused:

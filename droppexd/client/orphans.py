@@ -5,8 +5,10 @@ not full ends its version; what is open then is kept in bounded memory.
 """
 
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from droppexd.model import EXTENT_CHUNKS, MAX_EXTENTS, ExtentId, VersionId
 from droppexd.wire.messages import ListOrphans, OrphanExtent, OrphansListed
@@ -122,7 +124,10 @@ class Grouper:
 
 
 class OrphanListing:
-    """An iterator over all orphans, as far as the pools that can be asked tell of them."""
+    """An iterator over all orphans, as far as the pools that can be asked tell of them.
+
+    They come in the order in which their ends come. It may be left half way.
+    """
 
     def __init__(
         self, ask: Callable[[ListOrphans], Awaitable[OrphansListed]], after: ExtentId | None = None
@@ -130,23 +135,27 @@ class OrphanListing:
         self.away: dict[str, None] = {}
         """Pools that were not asked, or not about all: they may hold more of anything."""
         self._ask = ask
-        self._after = after
+        self._request: ListOrphans | None = ListOrphans(after=after)
+        self._grouper = Grouper()
+        self._ready: deque[OrphanVersion] = deque()
 
-    async def __aiter__(self) -> AsyncIterator[OrphanVersion]:
-        """Yield the versions in the order in which their ends come."""
-        grouper = Grouper()
-        request = ListOrphans(after=self._after)
-        while True:
-            page = await self._ask(request)
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> OrphanVersion:
+        while not self._ready:
+            if self._request is None:
+                raise StopAsyncIteration
+            page = await self._ask(self._request)
             self.away |= dict.fromkeys(page.away)
             for extent in page.extents:
-                for version in grouper.add(extent):
-                    yield version
+                self._ready += self._grouper.add(extent)
             if page.next is None:
-                break
-            request = ListOrphans(after=page.next)
-        for version in grouper.finish():
-            yield version
+                self._request = None
+                self._ready += self._grouper.finish()
+            else:
+                self._request = ListOrphans(after=page.next)
+        return self._ready.popleft()
 
 
 def pools_of(extents: Iterable[OrphanExtent]) -> list[tuple[ExtentId, tuple[int, ...]]]:
