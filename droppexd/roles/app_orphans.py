@@ -62,11 +62,15 @@ _POLL_S = 10.0
 _FORGET_S = 60.0
 """An adoption is given up, and its outcome forgotten, when nobody asked about it for so long."""
 _MOST_ADOPTIONS = 64
+_MOST_OUTCOMES = 64
+"""Outcomes that are kept for a client whose answer was lost."""
 _ADOPTIONS_AT_ONCE = 4
 """Others wait: of each all extents are in memory, up to 16 384."""
 _SHARDS_AT_ONCE = 8000
 """In the pages of all pools together, of which one page for the client is made."""
 _LEAST_PAGE = 16
+_MOST_AWAY = 256
+"""Pools that are named as away; more change nothing for who reads it."""
 _INLINE_SIZE = 64 * 1024
 """Hashing this much costs less than handing it to a thread."""
 _PAGE_BYTES = 600_000
@@ -145,7 +149,7 @@ class Orphans:
                 break
             extents.append(described)
         away = [pool.name for pool in pools if pool.number not in pages or not pages[pool.number].complete]
-        return OrphansListed(extents=tuple(extents), away=tuple(away), next=following)
+        return OrphansListed(extents=tuple(extents), away=tuple(away[:_MOST_AWAY]), next=following)
 
     async def _ask_pools(self, pools: Sequence[PoolInfo], request: FindOrphans) -> dict[int, OrphansFound]:
         """Return the answers by pool number, of those that answered."""
@@ -168,9 +172,7 @@ class Orphans:
     async def adopt_orphan(self, _call: Call, request: AdoptOrphan, _body: Body) -> Answer:
         """Begin an adoption, or tell how far it is; the receipt when it is done."""
         now = self._clock.now()
-        for version, one in list(self._adoptions.items()):
-            if one.done.is_set() and now - one.asked_at > _FORGET_S:
-                del self._adoptions[version]
+        self._forget(now)
         adopting = self._adoptions.get(request.version)
         if adopting is None:
             adopting = self._start(request, now)
@@ -184,9 +186,17 @@ class Orphans:
             raise adopting.error
         return Adoption(read=adopting.read, size=adopting.size, receipt=adopting.receipt)
 
+    def _forget(self, now: float) -> None:
+        """Forget outcomes that nobody asked about for some time, and of too many the first ones."""
+        done = [one for one in self._adoptions.values() if one.done.is_set()]
+        for place, one in enumerate(done):
+            if now - one.asked_at > _FORGET_S or place < len(done) - _MOST_OUTCOMES:
+                del self._adoptions[one.request.version]
+
     def _start(self, request: AdoptOrphan, now: float) -> _Adopting:
         adopted_name(request.folder, "", request.version)
-        if len(self._adoptions) >= _MOST_ADOPTIONS or self._begin is None:
+        under_way = sum(not one.done.is_set() for one in self._adoptions.values())
+        if under_way >= _MOST_ADOPTIONS or self._begin is None:
             raise PeerBusy("the app has as many adoptions under way as it takes; try again later")
         adopting = self._adoptions[request.version] = _Adopting(request, now)
         self._begin(adopting)

@@ -828,7 +828,7 @@ class OrphansListed(Reply):
     """
 
     extents: Annotated[tuple[OrphanExtent, ...], Bounds(0, ORPHANS_LIMIT)]
-    away: Annotated[tuple[Label, ...], Bounds(0, 4096)] = ()
+    away: Annotated[tuple[Label, ...], Bounds(0, 256)] = ()
     next: ExtentId | None = None
 
 

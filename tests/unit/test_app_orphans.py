@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from droppexd.errors import Conflict, InvalidName, NotEnoughShards, NotFound, PeerError
+from droppexd.errors import Conflict, InvalidName, NotEnoughShards, NotFound, PeerBusy, PeerError
 from droppexd.model import ClusterMap, ExtentId, Holding, Layout, OperationId, PoolInfo, Receipt, VersionId
 from droppexd.roles import app_orphans
 from droppexd.roles.app_orphans import Orphans
@@ -166,9 +166,9 @@ class Stage:
             pages.append(await self.list(**fields, after=pages[-1].next))
         return pages
 
-    async def adopt(self, *counters, folder="lost+found"):
+    async def adopt(self, *counters, version=1, folder="lost+found"):
         request = AdoptOrphan(
-            version=VersionId(7, 1), extents=tuple(ExtentId(7, one) for one in counters), folder=folder
+            version=VersionId(7, version), extents=tuple(ExtentId(7, one) for one in counters), folder=folder
         )
         return await self.orphans.adopt_orphan(None, request, ())
 
@@ -297,6 +297,34 @@ def test_an_adoption_that_nobody_waits_for_is_given_up(play):
         assert stage.commits == []
         assert (await stage.adopt(2)).receipt is not None
         assert stage.reads == 1 + 3
+
+    play(story, three())
+
+
+def test_any_number_of_versions_are_adopted_one_after_another(play):
+    versions = range(1, 401, 2)
+    pools = {
+        number: Pool([shard(one + 1, number - 1, version=one) for one in versions]) for number in (1, 2, 3)
+    }
+
+    async def story(stage):
+        for one in versions:
+            assert (await stage.adopt(one + 1, version=one)).receipt is not None
+        assert len(stage.commits) == len(versions)
+
+    play(story, pools)
+
+
+def test_too_many_adoptions_at_once_are_told_to_come_later(play, monkeypatch):
+    monkeypatch.setattr(app_orphans, "_MOST_ADOPTIONS", 1)
+
+    async def story(stage):
+        stage.reading = trio.Event()
+        await stage.adopt(2)
+        with pytest.raises(PeerBusy):
+            await stage.adopt(4, version=3)
+        stage.reading.set()
+        assert (await stage.adopt(2)).receipt is not None
 
     play(story, three())
 
