@@ -861,14 +861,14 @@ class AdoptOrphan(Request[Adoption]):
     folder: FileName
 
 
-@message(83)
+@message(87)
 class Adopted(Reply):
     """The version has a name; the same answer however often the request is repeated."""
 
     receipt: Receipt
 
 
-@message(82, reply=Adopted, callers=_APP)
+@message(86, reply=Adopted, callers=_APP)
 class Adopt(Request[Adopted]):
     """Enter a version that was read whole from shards, under `name` or one like it that is free.
 
@@ -888,7 +888,7 @@ class Orphan(NamedTuple):
     pools: Annotated[tuple[PoolNumber, ...], Bounds(0, MAX_HOLDERS)]
 
 
-@message(85)
+@message(89)
 class OrphansDropped(Reply):
     """So many extents are garbage now; `refused` have a record, or a session that the catalogue knows."""
 
@@ -896,7 +896,7 @@ class OrphansDropped(Reply):
     refused: ExtentIds = ()
 
 
-@message(84, reply=OrphansDropped, callers=_CLIENT)
+@message(88, reply=OrphansDropped, callers=_CLIENT)
 class DropOrphans(Request[OrphansDropped]):
     """Call extents dead that the catalogue never knew: the pools drop what they have of them."""
 
