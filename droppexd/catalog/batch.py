@@ -290,14 +290,18 @@ class Batch:
         if MISSING in extent.pools:
             self.delete(degraded_key(extent.survives, extent.id))
         self._count(placement_of(extent.layout, extent.pools), extents=-1)
-        pools = self.state.confirmers(extent.pools)
+        self.bury(extent.id, extent.pools)
+
+    def bury(self, extent: ExtentId, holders: Iterable[int]) -> None:
+        """Call an extent without a record dead: who may hold shards of it must confirm that they are gone."""
+        pools = self.state.confirmers(holders)
         if not pools:
             return
         if self._epoch < 0:
             self._epoch = self._grace.begin(self.clock.now())
-        self.put(garbage_key(extent.id), pack_garbage(Garbage(self._epoch, pools)))
+        self.put(garbage_key(extent), pack_garbage(Garbage(self._epoch, pools)))
         for pool in pools:
-            self.put(work_key(pool, self._epoch, extent.id), b"")
+            self.put(work_key(pool, self._epoch, extent), b"")
         self.add_totals(garbage=1)
 
     def confirm_garbage(self, extent: ExtentId, garbage: Garbage, confirmed: Iterable[int]) -> None:

@@ -52,6 +52,7 @@ from droppexd.catalog.keys import (
     work_key,
 )
 from droppexd.catalog.listing import Page, find_names, list_names
+from droppexd.catalog.orphans import AdoptVersion, DropOrphans
 from droppexd.catalog.placements import Counts, survives_machines, survives_pools
 from droppexd.catalog.reconciling import Judge, Stretch, reconcile
 from droppexd.catalog.records import (
@@ -95,6 +96,11 @@ MAX_BATCH_KEYS = 8192
 FLOOR_STEP = 1000
 """A session's floor that rose by so much is made durable."""
 
+_RULING_BITS = 32
+_START_BYTES = 3
+"""Of a random number for each opening of the catalogue. Not the term: the next start after an older copy was
+put back may have the term of the last one."""
+
 _LOOKUP_TRIES = 16
 """How often a look-up starts again because the name changed while it was read."""
 
@@ -135,6 +141,7 @@ class Catalogue:
         self._runtime = runtime
         self._clock = runtime.clock
         self._state = state
+        self._start = int.from_bytes(runtime.entropy.token(_START_BYTES))
         self._fence = Compare(TERM, identity.term_revision)
         self._grace = Grace(identity.term, grace_s, runtime.clock.now())
         self._waiting: deque[_Waiting] = deque()
@@ -160,6 +167,14 @@ class Catalogue:
     def totals(self) -> Totals:
         """Sums over the whole catalogue."""
         return self._state.totals
+
+    @property
+    def ruling(self) -> int:
+        """A number that is another after each decision about shards of unknown sessions.
+
+        Shifted by 32 bits to the right it is another for each opening of the catalogue.
+        """
+        return (self._start << _RULING_BITS) + self._state.rulings
 
     def set_out(self, pools: Collection[int]) -> None:
         """Count these pools as lost for good: new versions record their shards as missing."""
@@ -449,6 +464,23 @@ class Catalogue:
             for holding, record, dead, is_over in zip(holdings, records, garbage, over, strict=True)
             if _is_dead(pool, holding, record, dead, ripe, is_over=is_over)
         ]
+
+    async def adopt(
+        self, operation: OperationId, name: str, version: Version, extents: Sequence[Extent]
+    ) -> Receipt:
+        """Enter a version of a session that this catalogue does not know, under a name like this one.
+
+        Raise Conflict when any of it has a record or is garbage, or its session is known; NotEnoughShards,
+        SessionClosed, InvalidRequest.
+        """
+        return await self._change(AdoptVersion(operation, name, version, extents))
+
+    async def drop_orphans(self, orphans: Sequence[tuple[ExtentId, Sequence[int]]]) -> list[ExtentId]:
+        """Call these extents of unknown sessions dead, and these pools their holders.
+
+        Return those that are left alone, since they have a record or a session that is known.
+        """
+        return await self._change(DropOrphans(orphans))
 
     async def reconcile(
         self, pool: int, after: ExtentId | None, holdings: Sequence[Holding], *, last: bool

@@ -16,6 +16,7 @@ from droppexd.catalog.keys import (
     version_key,
 )
 from droppexd.catalog.records import (
+    Decided,
     Name,
     Placed,
     pack_outcome,
@@ -60,7 +61,7 @@ class Expected(NamedTuple):
             raise Conflict(f"{name!r} {now}; the change was for version {self.version}")
 
 
-class _Operation(ABC):
+class RememberedChange(ABC):
     """A change whose outcome is remembered: repeated, it gets the same answer and changes nothing."""
 
     operation: OperationId
@@ -86,11 +87,11 @@ class _Operation(ABC):
         return self.answer(outcome)
 
     @abstractmethod
-    async def decide(self, batch: Batch, session: Session) -> VersionId | Placed:
+    async def decide(self, batch: Batch, session: Session) -> Decided:
         """Check, write and return what is to be remembered."""
 
     @abstractmethod
-    def answer(self, outcome: VersionId | Placed) -> Any:
+    def answer(self, outcome: Decided) -> Any:
         """Return the answer for an outcome, which may be remembered from an earlier request."""
 
     def wrong_repeat(self) -> InvalidRequest:
@@ -110,7 +111,7 @@ _IDS_FROM = 2
 
 
 @dataclass(frozen=True, slots=True)
-class CommitVersion(_Operation):
+class CommitVersion(RememberedChange):
     """Make an uploaded version visible under a name."""
 
     operation: OperationId
@@ -132,7 +133,7 @@ class CommitVersion(_Operation):
         """Check the version and the condition, then write name, version and extents."""
         state = batch.state
         self._check_ids(session)
-        _check_sizes(self.version, self.extents)
+        check_sizes(self.version, self.extents)
         await self._check_unused(batch)
         extents = [_checked_extent(extent, state) for extent in self.extents]
         replaced = await batch.name(self.name)
@@ -152,7 +153,7 @@ class CommitVersion(_Operation):
             replaced=replaced is not None,
         )
 
-    def answer(self, outcome: VersionId | Placed) -> Receipt:
+    def answer(self, outcome: Decided) -> Receipt:
         """Return the receipt."""
         if not isinstance(outcome, Placed) or outcome.version != self.version.id:
             raise self.wrong_repeat()
@@ -181,7 +182,8 @@ class CommitVersion(_Operation):
                 raise InvalidRequest(f"version {self.version.id} uses an id that was used before")
 
 
-def _check_sizes(version: Version, extents: Sequence[Extent]) -> None:
+def check_sizes(version: Version, extents: Sequence[Extent]) -> None:
+    """Raise InvalidRequest unless these are the extents of the version, and make up its size."""
     if tuple(extent.id for extent in extents) != version.extents:
         raise InvalidRequest(f"version {version.id} names other extents than the ones that came with it")
     if len(set(version.extents)) != len(extents):
@@ -191,7 +193,7 @@ def _check_sizes(version: Version, extents: Sequence[Extent]) -> None:
         raise InvalidRequest(f"version {version.id} has {version.size} bytes and its extents {size}")
 
 
-def _checked_pools(extent: Extent, pools: Sequence[int], state: State) -> None:
+def check_pools(extent: Extent, pools: Sequence[int], state: State) -> None:
     """Raise InvalidRequest unless each shard of the extent is missing or on a known pool of its own."""
     if len(pools) != extent.layout.total:
         raise InvalidRequest(f"extent {extent.id} of layout {extent.layout} names {len(pools)} shards")
@@ -205,7 +207,7 @@ def _checked_pools(extent: Extent, pools: Sequence[int], state: State) -> None:
 
 def _checked_extent(extent: Extent, state: State) -> Extent:
     """Return a new extent as it is recorded: shards on pools that are out are missing."""
-    _checked_pools(extent, extent.pools, state)
+    check_pools(extent, extent.pools, state)
     pools = tuple([MISSING if pool != MISSING and state.gone(pool) else pool for pool in extent.pools])
     present = len(pools) - pools.count(MISSING)
     extent.layout.check_survives()
@@ -219,12 +221,12 @@ def _checked_extent(extent: Extent, state: State) -> Extent:
     return extent if pools == extent.pools and not extent.edition else replace(extent, pools=pools, edition=0)
 
 
-class _NameChange(_Operation):
+class _NameChange(RememberedChange):
     """An operation that is answered by the version whose name changed."""
 
-    def answer(self, outcome: VersionId | Placed) -> VersionId:
+    def answer(self, outcome: Decided) -> VersionId:
         """Return the version."""
-        if isinstance(outcome, Placed):
+        if not isinstance(outcome, VersionId):
             raise self.wrong_repeat()
         return outcome
 

@@ -78,7 +78,19 @@ class Placed(NamedTuple):
     replaced: bool
 
 
-Outcome = VersionId | Placed | DroppexError
+class Taken(NamedTuple):
+    """What an adoption came to: the name that was free, and what the version survives."""
+
+    name: str
+    version: VersionId
+    survives_pools: int
+    survives_machines: int
+
+
+Decided = VersionId | Placed | Taken
+"""What an operation that was carried out came to."""
+
+Outcome = Decided | DroppexError
 """What an operation came to. An error here is an answer like another, and is remembered as one."""
 
 
@@ -215,13 +227,15 @@ def unpack_fields(value: bytes, what: str) -> list[Any]:
     return _read(value, what)[1:]
 
 
-_CHANGED, _PLACED, _REFUSED = range(3)
+_CHANGED, _PLACED, _REFUSED, _TAKEN = range(4)
 
 
 def pack_outcome(outcome: Outcome) -> bytes:
     """Return the value of an operation's outcome."""
     if isinstance(outcome, Placed):
         raw: tuple[Any, ...] = (FORMAT, _PLACED, *outcome.version, *outcome[1:])
+    elif isinstance(outcome, Taken):
+        raw = (FORMAT, _TAKEN, *outcome.version, outcome.name, *outcome[2:])
     elif isinstance(outcome, DroppexError):
         raw = (FORMAT, _REFUSED, outcome.code, str(outcome), outcome.details)
     else:
@@ -238,4 +252,7 @@ def unpack_outcome(value: bytes) -> Outcome:
         return Placed(VersionId(session, counter), survives_pools, survives_machines, replaced)
     if kind == _REFUSED:
         return from_wire(*fields)
+    if kind == _TAKEN:
+        session, counter, name, survives_pools, survives_machines = fields
+        return Taken(name, VersionId(session, counter), survives_pools, survives_machines)
     return VersionId(*fields)

@@ -58,6 +58,8 @@ class State:
     placements: dict[Placement, Counts] = field(default_factory=dict)
     out: frozenset[int] = frozenset()
     """Pools that the master counts as lost for good; their shards are recorded as missing."""
+    rulings: int = 0
+    """Decisions about shards of unknown sessions in this term."""
     _survives: dict[Placement, tuple[int, int]] = field(default_factory=dict)
 
     def open_session(self, session: int) -> Session:
@@ -66,6 +68,10 @@ class State:
         if found is None or found.closing:
             raise SessionClosed(f"session {session:x} is closed; what it had under way is lost")
         return found
+
+    def count_ruling(self) -> None:
+        """Take note of a decision about shards of unknown sessions."""
+        self.rulings += 1
 
     def gone(self, pool: int) -> bool:
         """Return whether the shards of a pool count as missing."""

@@ -438,5 +438,102 @@ def verify(
     command.finish(lambda session: verify_file(session, name, exact=exact))
 
 
+orphans = typer.Typer(
+    help="What pools hold of files that the catalogue never knew: list it, adopt it or drop it.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(orphans, name="orphans", invoke_without_command=True)
+
+VersionsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[VERSION]...", help="Versions as `droppex orphans` lists them.")
+]
+AllFlag = Annotated[bool, typer.Option("--all", help="All that is listed.")]
+
+
+@orphans.callback()
+def orphans_alone(context: typer.Context, exact: BytesFlag = False, as_json: JsonFlag = False) -> None:
+    """List what pools hold of files that the catalogue never knew."""
+    if context.invoked_subcommand is None:
+        list_orphans(context, exact=exact, as_json=as_json)
+
+
+@orphans.command("list")
+def list_orphans(context: typer.Context, exact: BytesFlag = False, as_json: JsonFlag = False) -> None:
+    """List versions that pools hold shards of and the catalogue never knew. They are kept until told.
+
+    `whole` can be read, as far as its shards tell. `open` too, but it may have been cut: its last part is
+    full. `incomplete` cannot be read with what is there. `damaged` are shards that do not say whose they are.
+    """
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_orphans import list_versions
+
+    command.finish(lambda session: list_versions(session, exact=exact))
+
+
+@orphans.command()
+def adopt(
+    context: typer.Context,
+    versions: VersionsArgument = None,
+    everything: AllFlag = False,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FOLDER", help="The folder below which they get their names.")
+    ] = "lost+found",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if pools are away that may hold more of them.")
+    ] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Give versions a name again, below `lost+found`. Each is read whole and verified first.
+
+    With --all what cannot be read is left where it is. That nothing is missing in a file which was adopted
+    is likely and not certain: look at it. `droppex stat` shows that it was adopted.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_orphans import adopt_versions, choose
+
+    choice = command.checked(lambda: choose(versions or [], everything=everything))
+    command.finish(lambda session: adopt_versions(session, choice, to, force=force))
+
+
+@orphans.command()
+def drop(
+    context: typer.Context,
+    versions: VersionsArgument = None,
+    everything: AllFlag = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Drop shards of versions that the catalogue never knew, for good; asks first.
+
+    The pools do it after the grace that every removal has. Nothing that has a record is touched.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_arguments import refuse_unasked
+    from droppexd.cli.client_orphans import OrphanAmount, choose, count_versions, drop_versions
+
+    choice = command.checked(lambda: choose(versions or [], everything=everything))
+    if not yes:
+        command.checked(lambda: refuse_unasked("orphans drop", on_terminal=sys.stdin.isatty()))
+        counted: list[OrphanAmount] = []
+
+        async def count(session: "Session") -> int:
+            counted.append(await count_versions(session, choice))
+            return 0
+
+        code = command.run(count)
+        if code:
+            raise typer.Exit(code)
+        if not _says_yes(f"Drop {counted[0]} for good?"):
+            raise typer.Exit(1)
+    command.finish(lambda session: drop_versions(session, choice))
+
+
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, Self, TextIO
 
 from droppexd.cli.exits import ReaderGone, error_text, printable
+from droppexd.client.orphans import OrphanVersion
 from droppexd.model import (
     ClusterStatus,
     ExtentPlaces,
@@ -337,6 +338,48 @@ def described_lines(described: Described, output: Output, *, exact: bool) -> lis
         )
         lines += table(rows, right=(0,))
     return lines
+
+
+# -- orphans ---------------------------------------------------------------------------------------
+
+_ORPHAN_WIDTHS = (-25, 10, 7, 9, -10)
+"""Of the columns but the last, below 0 to the left: they are printed line by line, however many there are."""
+
+
+def orphan_line(cells: Sequence[str]) -> str:
+    """Return a line of the list of orphans: version, size, extents, shards, state, name."""
+    *front, last = cells
+    aligned = [
+        cell.rjust(width) if width > 0 else cell.ljust(-width)
+        for cell, width in zip(front, _ORPHAN_WIDTHS, strict=True)
+    ]
+    return "  ".join([*aligned, last])
+
+
+def orphan_document(orphan: OrphanVersion) -> Document:
+    """Return a version that no record names, for programs."""
+    header = next((extent.header for extent in orphan.extents if extent.header), None)
+    return {
+        "version": None if orphan.version is None else str(orphan.version),
+        "state": orphan.state.value,
+        "name": orphan.name or None,
+        "size": orphan.size,
+        "shards": orphan.shards,
+        "session": f"{orphan.extents[0].id.session:x}",
+        "incarnation": header.incarnation.hex() if header else None,
+        "extents": [
+            {
+                "id": str(extent.id),
+                "layout": str(extent.header.layout) if extent.header else None,
+                "size": extent.header.size if extent.header else None,
+                "shards": [
+                    {"index": place.shard, "pool": place.pool, "agrees": place.agrees}
+                    for place in extent.places
+                ],
+            }
+            for extent in orphan.extents
+        ],
+    }
 
 
 # -- cluster ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The client itself: one app, and everything that it can be asked."""
 
 import io
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import BinaryIO
@@ -10,10 +10,12 @@ import trio
 
 from droppexd.client.download import Download, Progress
 from droppexd.client.keeping import kept_alive
+from droppexd.client.orphans import OrphanListing, OrphanVersion, pools_of
 from droppexd.client.upload import Upload
-from droppexd.errors import DroppexError, InvalidName
+from droppexd.errors import DroppexError, InvalidName, InvalidRequest
 from droppexd.model import (
     SMALL_SIZE,
+    ExtentId,
     FileEntry,
     Layout,
     Metadata,
@@ -26,10 +28,13 @@ from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
     ABSENT,
     ANYTHING,
+    PAGE_LIMIT,
+    AdoptOrphan,
     CheckFile,
     Condition,
     Describe,
     Described,
+    DropOrphans,
     FileChecked,
     Find,
     GetClose,
@@ -39,6 +44,8 @@ from droppexd.wire.messages import (
     List,
     Listed,
     ListFindings,
+    Orphan,
+    OrphanExtent,
     PoolReplaced,
     PoolScrub,
     R,
@@ -240,6 +247,43 @@ class Client:
         Raise NotFound, and Conflict while it is up or when files would be lost with it, unless `force`.
         """
         return await self._ask(ReplacePool(pool=pool, force=force))
+
+    def orphans(self, *, after: ExtentId | None = None) -> OrphanListing:
+        """Return an iterator over the versions that pools hold and the catalogue never knew.
+
+        With `after` over those with an extent behind that one. Its `away` tells which pools may hold more.
+        """
+        return OrphanListing(self._ask, after)
+
+    async def adopt_orphan(
+        self, orphan: OrphanVersion, *, folder: str, progress: Progress | None = None
+    ) -> Receipt:
+        """Have a version read whole and entered into the catalogue, below a folder; return its receipt.
+
+        Raise InvalidRequest for what is no version, NotEnoughShards, and Conflict when a part of it is known.
+        """
+        if orphan.version is None:
+            raise InvalidRequest("no header of these shards can be read: there is nothing to adopt")
+        request = AdoptOrphan(
+            version=orphan.version, extents=tuple(extent.id for extent in orphan.extents), folder=folder
+        )
+        read = 0
+        while True:
+            adoption = await self._ask(request)
+            if progress is not None and adoption.read > read:
+                progress(adoption.read - read)
+                read = adoption.read
+            if adoption.receipt is not None:
+                return adoption.receipt
+
+    async def drop_orphans(self, extents: Sequence[OrphanExtent]) -> tuple[ExtentId, ...]:
+        """Have the pools drop what they hold of these extents; return those that have a record after all."""
+        refused: tuple[ExtentId, ...] = ()
+        for start in range(0, len(extents), PAGE_LIMIT):
+            some = pools_of(extents[start : start + PAGE_LIMIT])
+            request = DropOrphans(extents=tuple(Orphan(*one) for one in some))
+            refused += (await self._ask(request)).refused
+        return refused
 
     async def status(self) -> Status:
         """Return how the cluster is."""

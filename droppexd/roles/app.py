@@ -16,6 +16,7 @@ from droppexd.background import stopping_in_order
 from droppexd.errors import Conflict, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
+from droppexd.roles.app_orphans import Orphans
 from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
@@ -29,6 +30,7 @@ from droppexd.wire.messages import (
     CheckFile,
     Describe,
     Done,
+    DropOrphans,
     Find,
     GetClose,
     GetData,
@@ -193,6 +195,14 @@ class _App:
         self._verifier = Verifier(connections, registration, master)
         # Coding adds m/k to a chunk; half as much again is the most that a sensible layout adds.
         self._budget = Budget(max(1, settings.buffer_bytes * 2 // (3 * settings.chunk_size)))
+        self._orphans = Orphans(
+            connections=connections,
+            registration=registration,
+            master=master,
+            runtime=runtime,
+            reader=self._reader,
+            budget=self._budget,
+        )
         self._small = trio.Semaphore(_SMALL_AT_ONCE)
         self._puts: _Streams[Upload] = _Streams("put")
         self._gets: _Streams[Download] = _Streams("get")
@@ -220,6 +230,8 @@ class _App:
                 ListFindings: self._verifier.list_findings,
                 CheckFile: self._verifier.check_file,
                 ReplacePool: self.pass_on,
+                DropOrphans: self.pass_on,
+                **self._orphans.handlers(),
             },
             admissions={PutChunk: self.admit_chunk, GetPart: self.admit_part},
         )
@@ -461,6 +473,10 @@ class _App:
         """Tell pools of shards that readers found missing or wrong, for ever."""
         await self._reporter.run()
 
+    async def adopt(self) -> None:
+        """Carry adoptions out, for ever."""
+        await self._orphans.run()
+
     async def reap(self) -> None:
         """Forget transfers whose clients have gone, for ever."""
         idle_s = self._settings.idle_s
@@ -502,6 +518,7 @@ async def serve_app(
                     helpers.start_soon(registration.run)
                     helpers.start_soon(app.reap)
                     helpers.start_soon(app.report)
+                    helpers.start_soon(app.adopt)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()
         await app.give_up_puts()

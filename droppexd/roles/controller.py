@@ -18,6 +18,7 @@ from droppexd.catalog.engine import Engine
 from droppexd.errors import InvalidRequest, NotMaster, SessionClosed
 from droppexd.model import ClusterStatus, OperationId, Role, normal_name, normal_prefix
 from droppexd.roles.controller_care import Care
+from droppexd.roles.controller_orphans import OrphanRulings
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_views import describe, warnings
 from droppexd.runtime import Runtime
@@ -115,6 +116,7 @@ class _Controller:
         )
         self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
         self.care.pools_changed()
+        self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
             number: self._started + settings.session_lease_s
@@ -144,6 +146,7 @@ class _Controller:
                 Rename: self.rename,
                 GetStatus: self.get_status,
                 **self.care.handlers(),
+                **self._orphans.handlers(),
             },
             quick={Lookup: self.lookup_now},
             callers=_CALLERS,
@@ -190,6 +193,7 @@ class _Controller:
             incarnation=self._catalogue.incarnation,
             term=self._catalogue.term,
             heartbeat_ms=int(self._settings.heartbeat_s * 1000),
+            ruling=self._catalogue.ruling,
         )
 
     async def heartbeat(self, _call: Call, request: Heartbeat, _body: Body) -> Answer:
@@ -202,7 +206,7 @@ class _Controller:
                     self._pools.checked(await self._catalogue.save_pool(record))
         review = await self._catalogue.has_garbage(request.number)
         work = self.care.repair.has_work(request.number)
-        return Heard(review=review, term=self._catalogue.term, work=work)
+        return Heard(review=review, term=self._catalogue.term, work=work, ruling=self._catalogue.ruling)
 
     async def list_garbage(self, _call: Call, request: ListGarbage, _body: Body) -> Answer:
         """Tell a pool which extents it should look at."""

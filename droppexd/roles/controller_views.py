@@ -110,8 +110,8 @@ def warnings(
         )
     if quarantined:
         found.append(
-            f"{quarantined} shards on pools are of files that this catalogue never knew; they are kept, and "
-            "wait for `droppex orphans`"
+            f"{quarantined} shards on pools are of files that this catalogue never knew; they are kept. "
+            "`droppex orphans` lists them; it can adopt or drop them"
         )
     found += [
         f"pool {pool.name} ({pool.machine}) takes no writes: "

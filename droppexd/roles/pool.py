@@ -12,6 +12,7 @@ from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
+from droppexd.roles.pool_orphans import OrphanFinder
 from droppexd.roles.pool_rebuild import Rebuilder
 from droppexd.roles.pool_reconcile import Reconciler
 from droppexd.roles.pool_scrub import Scrubber, ScrubSettings
@@ -31,6 +32,7 @@ from droppexd.wire.messages import (
     Announce,
     CheckShards,
     Done,
+    FindOrphans,
     GetScrub,
     GetScrubFindings,
     Heartbeat,
@@ -111,6 +113,7 @@ class _Pool:
         self._checker = ShardChecker(store, runtime, self._losses)
         self.scrubber = Scrubber(store, runtime, self._losses, lambda: self._client_requests, settings.scrub)
         self._reconciler = Reconciler(store, master, runtime, terms, self._losses, settings.review_s)
+        self._orphans = OrphanFinder(store, runtime, self._reconciler)
         self._rebuilder = Rebuilder(
             store=store,
             small=self._small,
@@ -134,6 +137,7 @@ class _Pool:
                 StartScrub: self.scrubber.start_scrub,
                 GetScrub: self.scrubber.get_scrub,
                 GetScrubFindings: self.scrubber.get_findings,
+                FindOrphans: self._orphans.find_orphans,
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
@@ -245,7 +249,7 @@ class _Pool:
             await self._runtime.run_blocking(self._store.join, welcomed.cluster_id)
             self._losses.number = self._rebuilder.number = welcomed.number
             self._rebuilder.incarnation = welcomed.incarnation
-            self._reconciler.announced(welcomed.number)
+            self._reconciler.announced(welcomed.number, welcomed.ruling)
             log.info("announced number=%d master=%s", welcomed.number, self._master.address)
             return welcomed
 
@@ -274,7 +278,7 @@ class _Pool:
             except DroppexError as error:
                 log.warning("heartbeat to the master failed: %s", error)
                 continue
-            self._reconciler.heard(review=heard.review)
+            self._reconciler.heard(review=heard.review, ruling=heard.ruling)
             self._rebuilder.heard(work=heard.work)
 
     async def reconcile(self) -> None:

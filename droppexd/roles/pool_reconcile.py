@@ -41,6 +41,18 @@ _DOUBTFUL_TRIES = 30
 """Heartbeats after which such a shard is left to the look through everything."""
 _LAST_INDEX = 255
 """Sorts behind every index of an extent."""
+_MOST_SESSIONS = 4096
+"""Unknown sessions that are remembered, of all those that shards here are of."""
+_RECOUNT_PAUSE = 10
+"""Shards of unknown sessions are compared again at most a tenth of the time, however much is decided."""
+_RULING_BITS = 32
+"""What a ruling counts; above stands which start of a master it is of."""
+_LAST_COUNTER = 2**48 - 1
+
+
+def before_session(session: int) -> ExtentId | None:
+    """Return the id that sorts just before every extent of a session."""
+    return ExtentId(session - 1, _LAST_COUNTER) if session else None
 
 
 class Reconciler:
@@ -75,6 +87,13 @@ class Reconciler:
         """Whether all that is held was compared with the records since the last announcement."""
         self.quarantined = 0
         """Shards of sessions that the catalogue does not know, as the last comparison found."""
+        self.strangers: tuple[int, ...] = ()
+        """Those sessions, in order; not the last ones when there are too many to remember."""
+        self.all_strangers = True
+        """Whether that is all of them."""
+        self._ruling = 0
+        self._recount_due = False
+        self._recount_at = runtime.clock.now()
         self.verdicts = trio.Lock()
         """Held from the question to what its answer says. Who lets the master count on a shard that has
         been here for some time holds it: a verdict on that shard must not be under way."""
@@ -83,9 +102,13 @@ class Reconciler:
 
     # -- news ----------------------------------------------------------------------------------
 
-    def announced(self, number: int) -> None:
+    def announced(self, number: int, ruling: int) -> None:
         """Take note that a master has welcomed this pool: compare everything with its records."""
         self.number = number
+        self._ruling = ruling
+        self._compare_soon()
+
+    def _compare_soon(self) -> None:
         self.reconciled = False
         self._comparisons_due += 1
         self._news.set()
@@ -108,10 +131,21 @@ class Reconciler:
         if len(self._doubtful) < _MOST_DOUBTFUL:
             self._doubtful[extent] = _DOUBTFUL_TRIES
 
-    def heard(self, *, review: bool) -> None:
-        """Take note of an answer to a heartbeat; `review`: there is garbage."""
+    def heard(self, *, review: bool, ruling: int) -> None:
+        """Take note of an answer to a heartbeat.
+
+        `review`: there is garbage. Another `ruling`: it was decided what becomes of some unknown shards, or
+        this is another start of a master.
+        """
         if review or self._doubtful:
             self._garbage = True
+            self._news.set()
+        if ruling >> _RULING_BITS != self._ruling >> _RULING_BITS:
+            self._compare_soon()
+        elif ruling != self._ruling:
+            self._recount_due = True
+        self._ruling = ruling
+        if self._recount_due and self._clock.now() >= self._recount_at:
             self._news.set()
 
     async def run(self) -> None:
@@ -130,6 +164,10 @@ class Reconciler:
             self._news = trio.Event()
             if self._comparisons_due:
                 await self._attempt(self._compare_everything)
+            if self._recount_due and clock.now() >= self._recount_at:
+                began = clock.now()
+                await self._attempt(self._recount)
+                self._recount_at = clock.now() + _RECOUNT_PAUSE * (clock.now() - began)
             if self._garbage:
                 self._garbage = False
                 await self._attempt(self._collect_garbage)
@@ -151,32 +189,79 @@ class Reconciler:
         """Go through all that is held, and all that should be, in the order of the extents."""
         due = self._comparisons_due
         after: ExtentId | None = None
+        strangers: dict[int, None] = {}
         quarantined = 0
         while True:
             held = await self._page(after)
-            last = not held
-            async with self.verdicts:
-                request = Reconcile(
-                    number=self.number, boot_id=self._boot_id, holdings=held, after=after, last=last
-                )
-                reply = await self._master.call(request, timeout_s=_MASTER_S)
-                await self._report_absent(reply.absent)
-                await self._drop(held, reply.drop, reply.term)
-                await self._offer(reply)
+            reply = await self._compare(after, held, last=not held)
             quarantined += len(reply.unknown)
+            for holding in reply.unknown:
+                if len(strangers) <= _MOST_SESSIONS:
+                    strangers[holding.extent.session] = None
             if reply.upto is None:
                 break
             after = reply.upto
         self._comparisons_due -= due
         self.quarantined = quarantined
+        self.strangers = tuple(strangers)[:_MOST_SESSIONS]
+        self.all_strangers = len(strangers) <= _MOST_SESSIONS
         self.reconciled = not self._comparisons_due
         log.info("compared with the records quarantined=%d", quarantined)
 
-    async def _page(self, after: ExtentId | None) -> tuple[Holding, ...]:
+    async def _recount(self) -> None:
+        """Compare again what is held of unknown sessions: some was adopted, or called dead, since."""
+        ruling = self._ruling
+        if self.all_strangers:
+            await self._compare_strangers()
+        else:
+            await self._compare_everything()
+        if ruling == self._ruling:
+            self._recount_due = False
+
+    async def _compare_strangers(self) -> None:
+        strangers: list[int] = []
+        quarantined = 0
+        for session in self.strangers:
+            after = before_session(session)
+            unknown = 0
+            while held := await self.page_of(session, after, PAGE_LIMIT):
+                reply = await self._compare(after, held, last=False)
+                unknown += len(reply.unknown)
+                after = reply.upto or held[-1].extent
+            if unknown:
+                strangers.append(session)
+                quarantined += unknown
+        if quarantined != self.quarantined:
+            log.info("compared with the records again quarantined=%d", quarantined)
+        self.strangers = tuple(strangers)
+        self.quarantined = quarantined
+
+    async def _compare(self, after: ExtentId | None, held: Sequence[Holding], *, last: bool) -> Reconciled:
+        """Ask about one stretch, and do what the answer says."""
+        async with self.verdicts:
+            reply = await self.ask(after, held, last=last)
+            await self._report_absent(reply.absent)
+            await self._drop(held, reply.drop, reply.term)
+            await self._offer(reply)
+        return reply
+
+    async def ask(self, after: ExtentId | None, held: Sequence[Holding], *, last: bool) -> Reconciled:
+        """Return what the records say of a stretch behind `after`; it ends with the last of `held`."""
+        request = Reconcile(
+            number=self.number, boot_id=self._boot_id, holdings=tuple(held), after=after, last=last
+        )
+        return await self._master.call(request, timeout_s=_MASTER_S)
+
+    async def page_of(self, session: int, after: ExtentId | None, limit: int) -> tuple[Holding, ...]:
+        """Return a page of what is held of a session behind an extent; `limit` exceeds an extent's shards."""
+        held = await self._page(after, limit)
+        return tuple(holding for holding in held if holding.extent.session == session)
+
+    async def _page(self, after: ExtentId | None, limit: int = PAGE_LIMIT) -> tuple[Holding, ...]:
         """Return a page of what is held behind an extent, with all shards of each extent."""
         key = None if after is None else (after, _LAST_INDEX)
-        held = await self._run_blocking(self._store.page, key, PAGE_LIMIT)
-        if len(held) == PAGE_LIMIT:
+        held = await self._run_blocking(self._store.page, key, limit)
+        if len(held) == limit:
             cut = held[-1].extent
             held = [holding for holding in held if holding.extent != cut]
         return tuple(held)

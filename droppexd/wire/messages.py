@@ -498,6 +498,7 @@ class Welcomed(Reply):
     incarnation: Token16
     term: int
     heartbeat_ms: int
+    ruling: int = 0
 
 
 @message(70, reply=Welcomed, callers=_POOL)
@@ -520,11 +521,17 @@ class Announce(Request[Welcomed]):
 
 @message(73)
 class Heard(Reply):
-    """The master has heard. `review` asks the pool to look through its garbage now, `work` to take work."""
+    """The master has heard. `review` asks the pool to look through its garbage now, `work` to take work.
+
+    `ruling` is another number after each decision about shards of unknown sessions: who has some compares
+    them with the records again. Its part above 32 bits is another for each start of a master: who hears of
+    one compares everything, for its records may be those of an older copy.
+    """
 
     review: bool
     term: int
     work: bool = False
+    ruling: int = 0
 
 
 @message(72, reply=Heard, callers=_POOL)
@@ -737,6 +744,165 @@ class ReplacePool(Request[PoolReplaced]):
 
     pool: Label
     force: bool = False
+
+
+# -- orphans: client to app, app to controller and to pools ----------------------------------------
+
+ORPHANS_LIMIT = 500
+"""Shards, or extents, of unknown sessions in one page, about: each may bring a name of 1 KiB."""
+
+ORPHANS_AT_ONCE = 12
+"""Extents that a pool is asked about by their ids: a page holds all shards of each."""
+
+MAX_HOLDERS = 64
+"""Shards of one extent that are told of: those of a layout, and some that pools have twice."""
+
+
+@record
+class OrphanHeader:
+    """What the header of a shard says of it: all but its checksums."""
+
+    incarnation: Token16
+    layout: Layout
+    size: Annotated[int, Bounds(1, CHUNK_SIZE * EXTENT_CHUNKS)]
+    chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
+    version: VersionId
+    name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
+
+
+class OrphanShard(NamedTuple):
+    """A shard that a pool holds; without a header when that is damaged."""
+
+    holding: Holding
+    header: OrphanHeader | None
+
+
+@message(99)
+class OrphansFound(Reply):
+    """A page of shards, with all that the pool has of each extent.
+
+    It ends with `upto`; without that nothing follows. `complete` tells that the pool has compared what it
+    holds with the records, and remembers every session that these do not know.
+    """
+
+    shards: Annotated[tuple[OrphanShard, ...], Bounds(0, ORPHANS_LIMIT + MAX_K + MAX_M)]
+    complete: bool
+    upto: ExtentId | None = None
+
+
+@message(98, reply=OrphansFound, callers=_APP)
+class FindOrphans(Request[OrphansFound]):
+    """Ask which shards a pool holds that the records do not know, behind all of the extent `after`.
+
+    With `extents`: what it holds of these, whatever the records say.
+    """
+
+    after: ExtentId | None = None
+    limit: Annotated[int, Bounds(1, ORPHANS_LIMIT)] = ORPHANS_LIMIT
+    extents: Annotated[tuple[ExtentId, ...], Bounds(0, ORPHANS_AT_ONCE)] = ()
+
+
+class OrphanPlace(NamedTuple):
+    """A pool that holds a shard of an extent. `agrees`: its header can be read, and says what most say."""
+
+    shard: ShardIndex
+    pool: PoolNumber
+    agrees: bool
+
+
+@record
+class OrphanExtent:
+    """An extent without a record, whose session the catalogue does not know, and who has shards of it.
+
+    `header` is what most headers say; None when all are damaged.
+    """
+
+    id: ExtentId
+    header: OrphanHeader | None
+    places: Annotated[tuple[OrphanPlace, ...], Bounds(0, MAX_HOLDERS)]
+
+
+@message(47)
+class OrphansListed(Reply):
+    """A page of orphans in the order of their ids; ask again with `after = next` unless it is None.
+
+    `away` names pools that may hold more: they are down, did not answer, or are still comparing.
+    """
+
+    extents: Annotated[tuple[OrphanExtent, ...], Bounds(0, ORPHANS_LIMIT)]
+    away: Annotated[tuple[Label, ...], Bounds(0, 256)] = ()
+    next: ExtentId | None = None
+
+
+@message(46, reply=OrphansListed, callers=_CLIENT)
+class ListOrphans(Request[OrphansListed]):
+    """List the extents of which pools hold shards and which the catalogue never knew, behind `after`."""
+
+    after: ExtentId | None = None
+    limit: Annotated[int, Bounds(1, ORPHANS_LIMIT)] = ORPHANS_LIMIT
+
+
+@message(49)
+class Adoption(Reply):
+    """How far an adoption is, in bytes; the receipt once it is done."""
+
+    read: int
+    size: int
+    receipt: Receipt | None = None
+
+
+@message(48, reply=Adoption, callers=_CLIENT)
+class AdoptOrphan(Request[Adoption]):
+    """Read a version whole that the catalogue does not know, and give it a name in `folder`.
+
+    `extents` are all of its extents in order. It is answered after some seconds, done or not: ask again.
+    """
+
+    version: VersionId
+    extents: Annotated[tuple[ExtentId, ...], Bounds(1, MAX_EXTENTS)]
+    folder: FileName
+
+
+@message(87)
+class Adopted(Reply):
+    """The version has a name; the same answer however often the request is repeated."""
+
+    receipt: Receipt
+
+
+@message(86, reply=Adopted, callers=_APP)
+class Adopt(Request[Adopted]):
+    """Enter a version that was read whole from shards, under `name` or one like it that is free.
+
+    Refused when there is a record of any part of it, or the catalogue knows a session of it.
+    """
+
+    operation: OperationId
+    name: FileName
+    version: Version
+    extents: Extents
+
+
+class Orphan(NamedTuple):
+    """An extent that no record names, and the pools that hold shards of it."""
+
+    extent: ExtentId
+    pools: Annotated[tuple[PoolNumber, ...], Bounds(0, MAX_HOLDERS)]
+
+
+@message(89)
+class OrphansDropped(Reply):
+    """So many extents are garbage now; `refused` have a record, or a session that the catalogue knows."""
+
+    dropped: int
+    refused: ExtentIds = ()
+
+
+@message(88, reply=OrphansDropped, callers=_CLIENT)
+class DropOrphans(Request[OrphansDropped]):
+    """Call extents dead that the catalogue never knew: the pools drop what they have of them."""
+
+    extents: Annotated[tuple[Orphan, ...], Bounds(1, PAGE_LIMIT)]
 
 
 # -- app and pool to pool --------------------------------------------------------------------------
