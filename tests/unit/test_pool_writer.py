@@ -578,7 +578,8 @@ def test_giving_up_waits_for_the_thread_that_writes(when):
     async def main():
         store = SlowStore()
         clock = SimpleNamespace(now=trio.current_time)
-        streams = ShardStreams(store, SimpleNamespace(clock=clock, run_blocking=trio.to_thread.run_sync))
+        runtime = Runtime(clock=clock, entropy=None, run_blocking=trio.to_thread.run_sync)
+        streams = ShardStreams(store, runtime)
         request, body = request_for(store, 0), [piece_of(0)]
         under_way = streams.admit(request, body)
         async with trio.open_nursery() as nursery:
