@@ -8,7 +8,7 @@ from collections import deque
 
 import trio
 
-_MOST = 4
+_MOST = 8
 """More chunks in flight make one stream no faster."""
 
 

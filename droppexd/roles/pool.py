@@ -161,16 +161,22 @@ class _Pool:
         """Serve a piece without a task, while the disk answers at once."""
         if not self._reads.brief:
             return False
-        piece, checksum = self._reads.now(self._store.read, request.extent, request.index, request.chunk)
-        respond((Piece(checksum=checksum), (piece,)))
+        respond(self._reads.now(self._read, request))
         return True
 
     async def read_piece(self, _call: Call, request: ReadPiece, _body: Sequence[Frame]) -> Answer:
-        """Serve a piece as it is stored; its reader verifies it."""
-        piece, checksum = await self._runtime.run_blocking(
-            self._store.read, request.extent, request.index, request.chunk
-        )
-        return Piece(checksum=checksum), (piece,)
+        """Serve pieces as they are stored; their reader verifies them."""
+        return await self._runtime.run_blocking(self._read, request)
+
+    def _read(self, request: ReadPiece) -> tuple[Piece, list[Frame]]:
+        """Read the pieces of a request. Blocking."""
+        first = request.chunk
+        pieces, checksums = [], []
+        for chunk in range(first, first + request.count):
+            piece, checksum = self._store.read(request.extent, request.index, chunk)
+            pieces.append(piece)
+            checksums.append(checksum)
+        return Piece(checksum=checksums[0], following=tuple(checksums[1:])), pieces
 
     # -- the master ----------------------------------------------------------------------------
 

@@ -61,15 +61,19 @@ class Pool:
 
     async def write(self, _call, request, body):
         async with self.work():
-            self.pieces[request.extent, request.index, request.chunk] = (bytes(body[0]), request.checksum)
+            for place, checksum in enumerate((request.checksum, *request.following)):
+                key = (request.extent, request.index, request.chunk + place)
+                self.pieces[key] = (bytes(body[place]), checksum)
             return PieceWritten(boot_id=bytes(16), credit=8)
 
     async def read(self, _call, request, _body):
         async with self.work():
             if (request.extent, request.index, request.chunk) not in self.pieces:
                 raise NoSuchShard("not here")
-            piece, checksum = self.pieces[request.extent, request.index, request.chunk]
-            return Piece(checksum=checksum), [piece]
+            chunks = range(request.chunk, request.chunk + request.count)
+            held = [self.pieces[request.extent, request.index, chunk] for chunk in chunks]
+            checksums = tuple(checksum for _, checksum in held)
+            return Piece(checksum=checksums[0], following=checksums[1:]), [piece for piece, _ in held]
 
     async def abort(self, _call, _request, _body):
         return Done()
