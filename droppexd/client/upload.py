@@ -11,6 +11,7 @@ import trio
 from blake3 import blake3
 
 from droppexd.client.keeping import kept_alive
+from droppexd.coding import chunk_checksum
 from droppexd.errors import DroppexError, IntegrityError, RemoteProtocolError
 from droppexd.model import SMALL_SIZE, Layout, Metadata, Receipt
 from droppexd.runtime import Runtime
@@ -118,12 +119,16 @@ class Upload:
             count = min(len(ready), together)
             if count and unanswered + count <= max(1, credit):
                 chunks, ready = ready[:count], ready[count:]
-                ready += await run_blocking(reader.hash_and_read, chunks, together - len(ready), chunk_size)
+                checksums, more = await run_blocking(
+                    reader.hash_and_read, sequence, chunks, together - len(ready), chunk_size
+                )
+                ready += more
                 request = PutChunk(
                     stream=opened.stream,
                     sequence=sequence,
                     last=not ready,
                     blake3=None if ready else reader.digest(),
+                    checksums=checksums,
                 )
                 begun = self._connections.begin(self._address, request, chunks, timeout_s=CHUNK_S)
                 pending.append((count, sum(map(len, chunks)), begun))
@@ -193,11 +198,15 @@ class _Reader:
             chunks.append(chunk)
         return chunks
 
-    def hash_and_read(self, sent: Sequence[bytes], count: int, chunk_size: int) -> list[bytes]:
-        """Hash the chunks that are about to be sent and return the next `count`."""
-        for chunk in sent:
+    def hash_and_read(
+        self, sequence: int, sent: Sequence[bytes], count: int, chunk_size: int
+    ) -> tuple[tuple[bytes, ...], list[bytes]]:
+        """Return the checksums of the chunks that are about to be sent, and the next `count` chunks."""
+        checksums = []
+        for number, chunk in enumerate(sent, sequence):
             self._hash.update(chunk)
-        return self.read_chunks(count, chunk_size)
+            checksums.append(chunk_checksum(number, chunk))
+        return tuple(checksums), self.read_chunks(count, chunk_size)
 
     def digest(self) -> bytes:
         """Return the BLAKE3 of all that was sent."""

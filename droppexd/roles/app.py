@@ -11,9 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import trio
+from blake3 import blake3
 
 from droppexd.background import stopping_in_order
-from droppexd.errors import Conflict, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
+from droppexd.errors import (
+    Conflict,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    PeerBusy,
+    RemoteProtocolError,
+)
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_session import Registration
@@ -223,6 +231,8 @@ class _App:
         """Store a whole small file at once."""
         chunk_size = self._settings.chunk_size
         data = body[0] if body else b""
+        if blake3(data).digest() != request.blake3:
+            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
         wanted = Wanted(
             name=normal_name(request.name),
             condition=request.condition,
@@ -312,8 +322,12 @@ class _App:
         finished = request.last
         receipt: Receipt | None = None
         try:
-            await upload.send_chunks(request.sequence, body or (b"",), last=request.last)
-            if request.last:
+            if request.last != (request.blake3 is not None):
+                raise RemoteProtocolError("the BLAKE3 of the whole comes with the last chunk")
+            await upload.send_chunks(
+                request.sequence, body or (b"",), last=request.last, checksums=request.checksums
+            )
+            if request.blake3 is not None:
                 receipt = await upload.finish(request.blake3)
         except BaseException:
             finished = True

@@ -8,11 +8,11 @@ an extent is answered only after the pool has flushed the shard, so a commit nam
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
-from blake3 import blake3
 
-from droppexd.coding import EncodedChunk, encode_chunk
+from droppexd.coding import EncodedChunk, chunk_checksum, encode_chunk
 from droppexd.errors import (
     DroppexError,
     IntegrityError,
@@ -156,7 +156,6 @@ class Upload:
         self._wanted = wanted
         self._ids = ids
         self._version: VersionId = ids.version()
-        self._hash = blake3()
         self._size = 0
         self._extents: list[_ExtentUpload] = []
         self._turns = Turns()
@@ -186,22 +185,30 @@ class Upload:
             self._trusting = True
         return layout
 
-    async def send_chunks(self, sequence: int, chunks: Sequence[Frame], *, last: bool) -> None:
+    async def send_chunks(
+        self, sequence: int, chunks: Sequence[Frame], *, last: bool, checksums: Sequence[bytes] | None = None
+    ) -> None:
         """Code and send chunks from number `sequence` on; return when their pieces are with the pools.
 
-        Raise NotEnoughShards when fewer than k+1 shards of an extent can still become durable.
+        `checksums` has one for each chunk; without, the caller has verified them. Raise IntegrityError when
+        one differs, NotEnoughShards when fewer than k+1 shards of an extent can still become durable.
         """
         self._unsettled += 1
         try:
             self._check(chunks, last=last)
+            if checksums is not None and len(checksums) != len(chunks):
+                raise RemoteProtocolError(f"{len(checksums)} checksums of {len(chunks)} chunks")
             await self._turns.wait(sequence)
             under_way: list[tuple[_ExtentUpload, _Sent]] = []
-            left = len(chunks)
-            while left:
+            done = 0
+            while done < len(chunks):
                 extent = self._extent()
-                run = chunks[len(chunks) - left :][: self._together(extent)]
-                left -= len(run)
-                sent = await self._code_and_send(extent, run, last=last and not left)
+                run = slice(done, done + self._together(extent))
+                arrived = _Arrived(
+                    sequence + done, chunks[run], None if checksums is None else checksums[run]
+                )
+                done += len(arrived.chunks)
+                sent = await self._code_and_send(extent, arrived, last=last and done == len(chunks))
                 if sent.chunk == 0:
                     await self._settle(extent, sent)
                 else:
@@ -245,16 +252,16 @@ class Upload:
             return 1
         return min(MOST_TOGETHER, EXTENT_CHUNKS - extent.chunks)
 
-    async def _code_and_send(self, extent: _ExtentUpload, chunks: Sequence[Frame], *, last: bool) -> "_Sent":
+    async def _code_and_send(self, extent: _ExtentUpload, arrived: "_Arrived", *, last: bool) -> "_Sent":
         first = extent.chunks
-        size = sum(map(len, chunks))
-        extent.chunks += len(chunks)
+        size = sum(map(len, arrived.chunks))
+        extent.chunks += len(arrived.chunks)
         extent.size += size
         self._size += size
         if size <= _INLINE_SIZE:
-            encoded = self._hash_and_encode(extent, first, chunks)
+            encoded = _verify_and_encode(extent, first, arrived)
         else:
-            encoded = await self._outlets.runtime.run_blocking(self._hash_and_encode, extent, first, chunks)
+            encoded = await self._outlets.runtime.run_blocking(_verify_and_encode, extent, first, arrived)
         if first == 0:
             await self._connect(extent)
         else:
@@ -265,15 +272,6 @@ class Upload:
         for target in extent.alive:
             self._send_pieces(extent, target, sent)
         return sent
-
-    def _hash_and_encode(
-        self, extent: _ExtentUpload, first: int, chunks: Sequence[Frame]
-    ) -> list[EncodedChunk]:
-        encoded = []
-        for chunk, data in enumerate(chunks, first):
-            self._hash.update(data)
-            encoded.append(encode_chunk(extent.id, extent.layout, chunk, data))
-        return encoded
 
     def _new_extent(self) -> _ExtentUpload:
         if len(self._extents) == MAX_EXTENTS:
@@ -438,19 +436,16 @@ class Upload:
         target.failure = why
         target.pool = MISSING
 
-    async def finish(self, blake3_of_sender: bytes | None) -> Receipt:
+    async def finish(self, blake3: bytes) -> Receipt:
         """Commit what was sent, under its name; all chunks were answered before.
 
-        Raise IntegrityError when the content is not what the sender hashed, Conflict when the condition does
-        not hold.
+        `blake3` is the sender's. Raise IntegrityError when another number of bytes arrived than was
+        announced, Conflict when the condition does not hold.
         """
         while self._unsettled:
             self._all_settled = trio.Event()
             await self._all_settled.wait()
         self._turns.check()
-        digest = self._hash.digest()
-        if blake3_of_sender is not None and blake3_of_sender != digest:
-            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
         if self._wanted.size is not None and self._wanted.size != self._size:
             raise IntegrityError(f"{self._size} bytes arrived of the {self._wanted.size} announced")
         runtime = self._outlets.runtime
@@ -461,7 +456,7 @@ class Upload:
             version=Version(
                 id=self._version,
                 size=self._size,
-                blake3=digest,
+                blake3=blake3,
                 extents=tuple(extent.id for extent in self._extents),
                 created_ms=runtime.clock.wall_ms(),
                 metadata=self._wanted.metadata,
@@ -501,6 +496,27 @@ class Upload:
             await self._outlets.connections.call(address, request, timeout_s=TELL_S)
         except DroppexError as error:
             log.debug("a pool was not told of a shard: %s", error)
+
+
+class _Arrived(NamedTuple):
+    """Consecutive chunks as they came, from number `sequence` of the file on."""
+
+    sequence: int
+    chunks: Sequence[Frame]
+    checksums: Sequence[bytes] | None
+
+
+def _verify_and_encode(extent: _ExtentUpload, first: int, arrived: _Arrived) -> list[EncodedChunk]:
+    """Return the pieces of the chunks, which are the extent's from `first` on. Blocking."""
+    if arrived.checksums is not None:
+        expected = zip(arrived.chunks, arrived.checksums, strict=True)
+        for number, (data, checksum) in enumerate(expected, arrived.sequence):
+            if chunk_checksum(number, data) != checksum:
+                raise IntegrityError(f"chunk {number} arrived damaged: its checksum differs; try again")
+    return [
+        encode_chunk(extent.id, extent.layout, chunk, data)
+        for chunk, data in enumerate(arrived.chunks, first)
+    ]
 
 
 class _Sent:

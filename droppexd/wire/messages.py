@@ -246,13 +246,15 @@ class PutProgress(Reply):
 class PutChunk(Request[PutProgress]):
     """Send chunks, in order, one a frame; `sequence` is the number of the first.
 
-    Only the last of all may be short. The message that holds it says so, and brings the BLAKE3 of the whole.
+    `checksums` has one for each (`coding.chunk_checksum`). Only the last chunk of all may be short. The
+    message that holds it says so, and brings the BLAKE3 of the whole.
     """
 
     stream: StreamId
     sequence: int
     last: bool = False
     blake3: Digest | None = None
+    checksums: Annotated[tuple[Checksum, ...], Bounds(0, MOST_TOGETHER)] = ()
 
 
 @message(16, reply=Done, callers=_CLIENT)

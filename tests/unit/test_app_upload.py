@@ -6,7 +6,7 @@ import pytest
 import trio
 from blake3 import blake3
 
-from droppexd.coding import piece_checksum, rebuild_pieces
+from droppexd.coding import chunk_checksum, piece_checksum, rebuild_pieces
 from droppexd.errors import (
     Conflict,
     DroppexError,
@@ -389,7 +389,7 @@ def test_no_chunk_waits_for_ever_behind_one_that_failed(play):
                         nursery.start_soon(send, number)
             assert [type(error) for error in errors] == [NotEnoughShards] * 4
             with pytest.raises(NotEnoughShards):
-                await upload.finish(None)
+                await upload.finish(bytes(32))
 
     scene(play, 4, body)
 
@@ -482,9 +482,10 @@ def test_what_arrived_damaged_is_not_committed(play):
     async def body(one):
         with one.session.work() as ids:
             upload = one.upload(ids)
-            await upload.send_chunks(0, [b"content"], last=True)
-            with pytest.raises(IntegrityError):
-                await upload.finish(blake3(b"Content").digest())
+            with pytest.raises(IntegrityError, match="chunk 0 arrived damaged"):
+                await upload.send_chunks(
+                    0, [b"content"], last=True, checksums=[chunk_checksum(0, b"Content")]
+                )
         with one.session.work() as ids:
             upload = one.upload(ids, size=8)
             await upload.send_chunks(0, [b"content"], last=True)
@@ -539,7 +540,7 @@ def test_an_aborted_put_commits_nothing_and_ends_what_waits(play):
             await trio.sleep(1)
             assert ended == [2]
             with pytest.raises(PeerError):
-                await upload.finish(None)
+                await upload.finish(bytes(32))
         assert all(len(pool.aborted) == 1 for pool in one.pools.values())
 
     scene(play, 4, body)

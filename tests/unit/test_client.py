@@ -8,6 +8,7 @@ import trio
 from blake3 import blake3
 
 from droppexd.client import open_client
+from droppexd.coding import chunk_checksum
 from droppexd.errors import (
     Conflict,
     IntegrityError,
@@ -129,7 +130,9 @@ class App:
             await trio.sleep(self.pace_s)
             if request.sequence in self.fail:
                 raise self.fail[request.sequence]
-            for number, chunk in enumerate(body, request.sequence):
+            expected = zip(body, request.checksums, strict=True)
+            for number, (chunk, checksum) in enumerate(expected, request.sequence):
+                assert checksum == chunk_checksum(number, chunk)
                 self._parts[number] = bytes(chunk)
             assert (request.blake3 is not None) == request.last
             receipt = None
@@ -318,6 +321,29 @@ def test_a_receipt_for_other_content_is_no_receipt(with_client, data):
         app.wrong_digest = True
         with pytest.raises(IntegrityError):
             await client.put_bytes("a/b", data)
+
+    with_client(body)
+
+
+@pytest.mark.parametrize("size", [10, SMALL_SIZE + 1, 3 * CHUNK])
+def test_a_source_is_not_read_again_behind_its_end(with_client, size):
+    class Terminal(io.RawIOBase):
+        """Says once that it is at its end; who reads on waits for somebody to type."""
+
+        def __init__(self, data):
+            self._source = io.BytesIO(data)
+            self._ended = False
+
+        def read(self, length=-1):
+            assert not self._ended
+            data = self._source.read(length)
+            self._ended = bool(length) and not data
+            return data
+
+    async def body(client, app, stage):
+        app.together = 4
+        await client.put_file("a/b", Terminal(LARGE[:size]))
+        assert app.files["a/b"] == LARGE[:size]
 
     with_client(body)
 
