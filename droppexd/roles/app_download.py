@@ -14,7 +14,6 @@ import trio
 from droppexd.coding import piece_checksum, rebuild_pieces
 from droppexd.errors import (
     DroppexError,
-    IntegrityError,
     InvalidRequest,
     NoSuchShard,
     NotEnoughShards,
@@ -108,7 +107,7 @@ class Reader:
         """
         each = _piece_size(extent, chunk)
         wanted = range(start // each, (end - 1) // each + 1)
-        fetched = await self._fetch(extent, chunk, 1, wanted)
+        fetched = await self._fetch(extent, chunk, 1, wanted).run()
         pieces, rebuilt = await self._complete(extent, fetched, wanted)
         return _cut(pieces[0], wanted, each, start, end), rebuilt
 
@@ -122,9 +121,12 @@ class Reader:
             chunk_length(extent.size, extent.chunk_size, chunk) for chunk in range(first, first + count)
         ]
         frames: list[Frame] = []
+        fetch = self._fetch(extent, first, count, wanted)
         try:
-            fetched = await self._fetch(extent, first, count, wanted)
+            fetched = await fetch.run()
         except NotEnoughShards:
+            fetched = {}
+        if not fetched or fetch.torn:
             # A shard that is wrong in one chunk may be right in the others: judge each by itself.
             rebuilt = 0
             for chunk, length in enumerate(lengths, first):
@@ -137,11 +139,8 @@ class Reader:
             frames += _cut(of_chunk, wanted, piece_size(length, extent.layout.k), 0, length)
         return frames, count if lost else 0
 
-    async def _fetch(
-        self, extent: Extent, first: int, count: int, wanted: Sequence[int]
-    ) -> dict[int, Sequence[Frame]]:
-        """Return pieces of consecutive chunks by shard index: of those wanted, or of k others."""
-        fetch = _Fetch(
+    def _fetch(self, extent: Extent, first: int, count: int, wanted: Sequence[int]) -> "_Fetch":
+        return _Fetch(
             connections=self._connections,
             registration=self._registration,
             pace=self._pace,
@@ -153,7 +152,6 @@ class Reader:
             count=count,
             wanted=wanted,
         )
-        return await fetch.run()
 
     async def _complete(
         self, extent: Extent, fetched: dict[int, Sequence[Frame]], wanted: Sequence[int]
@@ -218,6 +216,8 @@ class _Fetch:
         self._chunks = range(first, first + count)
         self._wanted = wanted
         self._pieces: dict[int, Sequence[Frame]] = {}
+        self.torn = False
+        """Whether one of several pieces of a shard was wrong: then nothing more is fetched."""
         self._failures: dict[int, str] = {}
         self._pools: dict[int, PoolInfo] = {}
         view = registration.view
@@ -235,7 +235,7 @@ class _Fetch:
         late = await self._fetch_alone()
         if not self._enough():
             await self._fetch_side_by_side(late)
-        if not self._enough():
+        if not self._enough() and not self.torn:
             raise NotEnoughShards(
                 f"extent {self._extent.id}: only {len(self._pieces)} of the {self._extent.layout.k} shards "
                 f"that are needed can be read",
@@ -316,7 +316,7 @@ class _Fetch:
             start([*late, *first])
             hangs_at = self._clock.now() + _HUNG_S
             patience_s = 0.0 if late else self._late_s
-            while not self._enough():
+            while not self._enough() and not self.torn:
                 if not all(index in self._pieces or index in running for index in self._wanted):
                     short = max(0, k - len(self._pieces) - len(running))
                     start(spare[:short])
@@ -353,6 +353,11 @@ class _Fetch:
         self._suspects.add(pool.number)
         self._failures[index] = f"{pool.name}: {error}"
 
+    def _unreadable(self, index: int, why: str) -> None:
+        pool = self._pools[index]
+        log.warning("shard unreadable extent=%s shard=%d pool=%s: %s", self._extent.id, index, pool.name, why)
+        self._failures[index] = f"{pool.name}: {why}"
+
     async def _fetch(self, index: int, pending: Pending[Piece] | None) -> None:
         """Fetch the pieces of one shard; a failure becomes a note, for parity is there for it."""
         started = self._clock.now()
@@ -369,27 +374,37 @@ class _Fetch:
 
     async def _finish(self, index: int, pending: Pending[Piece], started: float) -> None:
         """Wait for the pieces of one shard and verify them."""
-        extent, pool = self._extent, self._pools[index]
+        pool = self._pools[index]
         try:
             reply, body = await pending.answer()
-            checksums = (reply.checksum, *reply.following)
-            if len(body) != len(self._chunks) or len(checksums) != len(body):
-                raise IntegrityError(f"{len(body)} pieces where {len(self._chunks)} were asked for")
-            for chunk, checksum, piece in zip(self._chunks, checksums, body, strict=True):
-                if len(piece) != _piece_size(extent, chunk):
-                    raise IntegrityError("a piece of the wrong size")
-                if piece_checksum(extent.id, extent.layout, index, chunk, piece) != checksum:
-                    raise IntegrityError("the bytes do not match their checksum")
         except NoSuchShard:
             self._failures[index] = f"not on {pool.name}"
         except PeerError as error:
             self._unreachable(index, error)
         except DroppexError as error:
-            log.warning("shard unreadable extent=%s shard=%d pool=%s: %s", extent.id, index, pool.name, error)
-            self._failures[index] = f"{pool.name}: {error}"
+            self._unreadable(index, str(error))
         else:
-            self._pace.note((self._clock.now() - started) / len(body))
-            self._pieces[index] = body
+            wrong = self._what_is_wrong(index, reply, body)
+            if not wrong:
+                self._pace.note((self._clock.now() - started) / len(body))
+                self._pieces[index] = body
+            elif len(self._chunks) > 1:
+                self.torn = True
+            else:
+                self._unreadable(index, wrong)
+
+    def _what_is_wrong(self, index: int, reply: Piece, body: Sequence[Frame]) -> str:
+        """Verify the pieces of one shard; return what is wrong with one, or nothing."""
+        extent = self._extent
+        checksums = (reply.checksum, *reply.following)
+        if len(body) != len(self._chunks) or len(checksums) != len(body):
+            return f"{len(body)} pieces where {len(self._chunks)} were asked for"
+        for chunk, checksum, piece in zip(self._chunks, checksums, body, strict=True):
+            if len(piece) != _piece_size(extent, chunk):
+                return "a piece of the wrong size"
+            if piece_checksum(extent.id, extent.layout, index, chunk, piece) != checksum:
+                return "the bytes do not match their checksum"
+        return ""
 
 
 class Download:
