@@ -28,6 +28,13 @@ def test_a_message_comes_back_with_its_envelope_and_body():
     assert decode(frames) == (put, 12, 3, 4500, [b"content"])
 
 
+def test_a_message_that_cannot_be_packed_leaves_nothing_in_the_next():
+    frames = encode(Ping(), 1, 2, 3)
+    with pytest.raises(OverflowError):
+        encode(Ping(), 1, 2**64, 3)
+    assert encode(Ping(), 1, 2, 3) == frames
+
+
 def test_body_frames_are_passed_on_and_not_copied():
     body = bytearray(b"content")
     frames = encode(Ping(), 1, 0, 0, [body])
