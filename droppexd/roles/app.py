@@ -22,7 +22,7 @@ from droppexd.errors import (
     PeerBusy,
     RemoteProtocolError,
 )
-from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
+from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, Version, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
@@ -163,6 +163,21 @@ class _Streams(Generic[S]):
         return [
             number for number, stream in self._streams.items() if not stream.active and stream.heard < since
         ]
+
+
+def _opened(version: Version, download: Download, **fields: Any) -> GetOpened:
+    """Return the answer to one who begins to read a version."""
+    return GetOpened(
+        **{"stream": 0, "credit": 0, **fields},
+        version=version.id,
+        size=version.size,
+        start=download.start,
+        end=download.end,
+        parts=download.parts,
+        blake3=version.blake3,
+        created_ms=version.created_ms,
+        metadata=version.metadata,
+    )
 
 
 class _App:
@@ -365,28 +380,16 @@ class _App:
         lookup = Lookup(name=normal_name(request.name), version=request.version)
         found = await self._reader.look_up(lookup)
         download = Download(self._reader, found, request.start, request.length)
-        opened = GetOpened(
-            stream=0,
-            credit=0,
-            version=found.version.id,
-            size=found.version.size,
-            start=download.start,
-            end=download.end,
-            parts=download.parts,
-            blake3=found.version.blake3,
-            created_ms=found.version.created_ms,
-            metadata=found.version.metadata,
-            together=download.together,
-        )
+        version = found.version
         if download.parts <= 1 and download.end - download.start <= SMALL_SIZE:
             if not download.parts:
-                return opened
+                return _opened(version, download)
             await self._begin_small()
             try:
                 frames, rebuilt = await download.read_parts(0)
             finally:
                 self._small.release()
-            return replace(opened, rebuilt=bool(rebuilt)), frames
+            return _opened(version, download, rebuilt=bool(rebuilt)), frames
         lease = await self._budget.lease()
         stream = _Stream(call.peer, download, lease, self._runtime.clock.now())
         try:
@@ -394,7 +397,7 @@ class _App:
         except PeerBusy:
             lease.release()
             raise
-        return replace(opened, stream=number, credit=lease.units)
+        return _opened(version, download, stream=number, credit=lease.units, together=download.together)
 
     def admit_part(self, peer: Peer, request: GetPart, _body: Sequence[Frame]) -> object:
         """Hold a read to its credit, and number its requests in the order in which they arrive."""

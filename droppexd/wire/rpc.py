@@ -504,8 +504,7 @@ class _Group:
         self._pendings[0].set_timer(timeout_s, self)
         await trio.lowlevel.wait_task_rescheduled(self._cancelled)
 
-    @property
-    def waiting(self) -> bool:
+    def needs_timer(self, _timer_id: int) -> bool:
         """Whether the task still waits."""
         return self._task is not None
 
@@ -516,9 +515,10 @@ class _Group:
             self._wake()
 
     def expire(self) -> None:
-        """Let the task go on without those that are not settled."""
-        self._leave()
-        self._wake()
+        """Let the task, if it still waits, go on without those that are not settled."""
+        if self._task is not None:
+            self._leave()
+            self._wake()
 
     def _wake(self) -> None:
         if self._task is not None:
@@ -780,11 +780,16 @@ class Connections:
                 await trio.sleep_forever()
 
     def _expire(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            _, timer_id, expires = heapq.heappop(self._timers)
+        while self._timers:
+            deadline, timer_id, expires = self._timers[0]
+            # Those that nobody needs any more go too: under load each would wake this task in vain.
+            if deadline > now and expires.needs_timer(timer_id):
+                return
+            heapq.heappop(self._timers)
+            if deadline > now:
+                continue
             if isinstance(expires, _Group):
-                if expires.waiting:
-                    expires.expire()
+                expires.expire()
                 continue
             link = expires
             if timer_id == link.idle_timer:
@@ -808,7 +813,7 @@ class Connections:
         self._timers = [
             (deadline, timer_id, expires)
             for deadline, timer_id, expires in self._timers
-            if (expires.waiting if isinstance(expires, _Group) else expires.needs_timer(timer_id))
+            if expires.needs_timer(timer_id)
         ]
         heapq.heapify(self._timers)
         self._most_timers = MOST_STALE_TIMERS + 2 * len(self._timers)

@@ -7,7 +7,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from droppexd.roles.budget import Budget
 
-MOST = 8
+MOST = 4
 
 
 class Streams:
