@@ -2,7 +2,9 @@
 
 From the page cache a small read takes 15 us, and a small commit where flushes cost nothing 60 us; the way
 to a thread and back takes 100 to 200 us of processor time. On a disk that has to be waited for, threads
-are right. So it is measured, call by call.
+are right. So it is measured, call by call: how long it took, and whether the thread had to wait at all. The
+second tells a slow disk from a busy processor: on a machine that others use as well, a MiB for the page
+cache takes longer than a millisecond again and again, and threads then cost what is short already.
 """
 
 from collections.abc import Callable
@@ -14,9 +16,9 @@ Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 BRIEF_S = 0.001
-"""A call that takes longer than this holds the event loop up for too long;"""
+"""A call that waits and takes longer than this holds the event loop up for too long;"""
 STRIKES = 3
-"""so many of them in a row are the disk's doing, and not that of a busy processor,"""
+"""so many of them in a row are the disk's doing and no accident,"""
 SLOW_S = 1.0
 """and for so long the calls go through threads again."""
 
@@ -27,6 +29,7 @@ class BriefWork:
     def __init__(self, runtime: Runtime) -> None:
         self._clock = runtime.clock
         self._run_blocking = runtime.run_blocking
+        self._waits = runtime.waits
         self._strikes = 0
         self._slow_until = 0.0
 
@@ -37,12 +40,14 @@ class BriefWork:
 
     def now(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Do the work at once, and take note of how long it took."""
+        waits = self._waits()
         began = self._clock.now()
         try:
             return function(*args)
         finally:
             ended = self._clock.now()
-            self._strikes = self._strikes + 1 if ended - began > BRIEF_S else 0
+            slow = ended - began > BRIEF_S and self._waits() != waits
+            self._strikes = self._strikes + 1 if slow else 0
             if self._strikes == STRIKES:
                 self._strikes = STRIKES - 1  # One more is enough to go back to threads.
                 self._slow_until = ended + SLOW_S

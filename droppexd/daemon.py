@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import random
+import resource
 import secrets
 import signal
 import threading
@@ -83,9 +84,17 @@ class WorkerThreads:
         return trio.to_thread.run_sync(function, *args, limiter=self._limiter)
 
 
+def thread_waits() -> int:
+    """Return how often this thread has given up its processor to wait for something."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
 def system_runtime() -> Runtime:
     """Return the real clock, entropy and threads; must be called within trio."""
-    return Runtime(clock=SystemClock(), entropy=SystemEntropy(), run_blocking=WorkerThreads())
+    entropy, run_blocking = SystemEntropy(), WorkerThreads()
+    if not hasattr(resource, "RUSAGE_THREAD"):  # It is Linux that counts for each thread.
+        return Runtime(clock=SystemClock(), entropy=entropy, run_blocking=run_blocking)
+    return Runtime(clock=SystemClock(), entropy=entropy, run_blocking=run_blocking, waits=thread_waits)
 
 
 class Ready(NamedTuple):

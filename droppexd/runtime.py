@@ -4,8 +4,9 @@ With these three (and a transport and a store) handed in, a whole cluster runs i
 trio's mock clock, and one seed gives one trace.
 """
 
+import itertools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, TypeVarTuple
 
 Ts = TypeVarTuple("Ts")
@@ -51,3 +52,6 @@ class Runtime:
     clock: Clock
     entropy: Entropy
     run_blocking: RunBlocking
+    waits: Callable[[], int] = field(default_factory=lambda: itertools.count().__next__)
+    """How often this thread had to wait so far, as the system counts it. Where nothing counts it, every call
+    is taken to have waited."""

@@ -111,21 +111,28 @@ class Download:
                 yield self._first
             return
         credit = self.info.credit
-        asked = 0
-        pending: deque[Pending[GetData]] = deque()
+        asked = unanswered = 0
+        pending: deque[tuple[int, Pending[GetData]]] = deque()
         try:
             while asked < self.info.parts or pending:
-                while asked < self.info.parts and len(pending) < max(1, credit):
-                    request = GetPart(stream=self.info.stream, part=asked)
-                    pending.append(self._connections.begin(self._address, request, timeout_s=PART_S))
-                    asked += 1
-                data, frames = await pending.popleft().answer()
+                # Half of the credit in one request, so that the app reads on while an answer is dealt with.
+                together = max(1, min(self.info.together, credit // 2))
+                while asked < self.info.parts and unanswered + together <= max(1, credit):
+                    count = min(together, self.info.parts - asked)
+                    request = GetPart(stream=self.info.stream, part=asked, count=count)
+                    begun = self._connections.begin(self._address, request, timeout_s=PART_S)
+                    pending.append((count, begun))
+                    asked += count
+                    unanswered += count
+                count, oldest = pending.popleft()
+                data, frames = await oldest.answer()
+                unanswered -= count
                 credit = data.credit
                 self.rebuilt_parts += data.rebuilt
                 left -= sum(map(len, frames))
                 yield frames
         finally:
-            for unread in pending:
+            for _, unread in pending:
                 unread.abandon()
         if left:
             raise RemoteProtocolError(f"{self.name}: the app sent another number of bytes than it said")

@@ -1,17 +1,30 @@
-"""Writing: chunks read and hashed in a worker thread, as many on their way as the app gives credit."""
+"""Writing: chunks read and hashed in a worker thread, as many on their way as the app gives credit.
+
+Half of the credit goes in one message, so that the app works on one while the next is made.
+"""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 import trio
 from blake3 import blake3
 
 from droppexd.client.keeping import kept_alive
+from droppexd.coding import chunk_checksum
 from droppexd.errors import DroppexError, IntegrityError, RemoteProtocolError
 from droppexd.model import SMALL_SIZE, Layout, Metadata, Receipt
 from droppexd.runtime import Runtime
-from droppexd.wire.messages import Condition, KeepStream, PutAbort, PutChunk, PutOpen, PutProgress, PutSmall
+from droppexd.wire.messages import (
+    Condition,
+    KeepStream,
+    PutAbort,
+    PutChunk,
+    PutOpen,
+    PutOpened,
+    PutProgress,
+    PutSmall,
+)
 from droppexd.wire.rpc import Connections, Pending
 
 OPEN_S = 600.0
@@ -81,9 +94,7 @@ class Upload:
         keep = KeepStream(stream=opened.stream, put=True)
         try:
             async with kept_alive(self._connections, self._address, keep):
-                return await self._send(
-                    reader, head, opened.stream, opened.credit, opened.chunk_size, progress
-                )
+                return await self._send(reader, head, opened, progress)
         except BaseException:
             await self._abort(opened.stream)
             raise
@@ -92,40 +103,44 @@ class Upload:
         self,
         reader: "_Reader",
         head: bytes,
-        stream: int,
-        credit: int,
-        chunk_size: int,
+        opened: PutOpened,
         progress: Progress | None,
     ) -> Receipt:
         run_blocking = self._runtime.run_blocking
-        pending: deque[tuple[int, Pending[PutProgress]]] = deque()
-        chunk = head[:chunk_size] + await run_blocking(reader.read, max(0, chunk_size - len(head)))
-        held = head[chunk_size:]
-        sequence = 0
+        pending: deque[tuple[int, int, Pending[PutProgress]]] = deque()
+        credit, chunk_size = opened.credit, opened.chunk_size
+        together = _together(opened, credit)
+        reader.unread(head)
+        ready = await run_blocking(reader.read_chunks, together, chunk_size)
+        sequence = unanswered = 0
         receipt: Receipt | None = None
-        while chunk or pending:
-            if chunk and len(pending) < max(1, credit):
-                following = held[:chunk_size]
-                held = held[chunk_size:]
-                following += await run_blocking(
-                    reader.hash_and_read,
-                    chunk,
-                    chunk_size - len(following) if len(chunk) == chunk_size else 0,
+        while ready or pending:
+            together = _together(opened, credit)
+            count = min(len(ready), together)
+            if count and unanswered + count <= max(1, credit):
+                chunks, ready = ready[:count], ready[count:]
+                checksums, more = await run_blocking(
+                    reader.hash_and_read, sequence, chunks, together - len(ready), chunk_size
                 )
-                last = not following
+                ready += more
                 request = PutChunk(
-                    stream=stream, sequence=sequence, last=last, blake3=reader.digest() if last else None
+                    stream=opened.stream,
+                    sequence=sequence,
+                    last=not ready,
+                    blake3=None if ready else reader.digest(),
+                    checksums=checksums,
                 )
-                begun = self._connections.begin(self._address, request, (chunk,), timeout_s=CHUNK_S)
-                pending.append((len(chunk), begun))
-                sequence += 1
-                chunk = following
+                begun = self._connections.begin(self._address, request, chunks, timeout_s=CHUNK_S)
+                pending.append((count, sum(map(len, chunks)), begun))
+                sequence += count
+                unanswered += count
                 continue
-            length, oldest = pending.popleft()
+            count, size, oldest = pending.popleft()
             answer, _ = await oldest.answer()
+            unanswered -= count
             credit, receipt = answer.credit, answer.receipt
             if progress is not None:
-                progress(length)
+                progress(size)
         if receipt is None:
             raise RemoteProtocolError("the app sent no receipt for the last chunk")
         return _checked(receipt, reader.digest())
@@ -138,32 +153,60 @@ class Upload:
                 return  # The app has given the stream up already, or will when it hears nothing more.
 
 
+def _together(opened: PutOpened, credit: int) -> int:
+    """Return how many chunks go in one message, so that two messages may be on their way."""
+    return max(1, min(opened.together, credit // 2))
+
+
 class _Reader:
     """Reads whole chunks of a source, and hashes what is sent. Its methods block."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
         self._hash = blake3()
+        self._held = b""
+        self._ended = False
 
     def read(self, length: int) -> bytes:
-        """Return that many bytes; fewer only at the end."""
-        data = self._source.read(length) if length else b""
-        if len(data) == length or not data:
+        """Return that many bytes; fewer only at the end, and none after it: a terminal would ask again."""
+        data = b"" if self._ended else self._source.read(length)
+        if len(data) == length:
             return data
         parts = [data]
         missing = length - len(data)
-        while missing:
-            more = self._source.read(missing)
-            if not more:
-                break
+        while missing and not self._ended:
+            more = self._source.read(missing) if parts[-1] else b""
+            self._ended = not more
             parts.append(more)
             missing -= len(more)
         return b"".join(parts)
 
-    def hash_and_read(self, chunk: bytes, length: int) -> bytes:
-        """Hash the chunk that is about to be sent and return the next `length` bytes."""
-        self._hash.update(chunk)
-        return self.read(length)
+    def unread(self, data: bytes) -> None:
+        """Let the next chunk begin with these bytes."""
+        self._held = data
+
+    def read_chunks(self, count: int, chunk_size: int) -> list[bytes]:
+        """Return the next chunks, `count` or as many as are left; only the last of all may be short."""
+        chunks: list[bytes] = []
+        for _ in range(count):
+            chunk = self._held[:chunk_size]
+            self._held = self._held[chunk_size:]
+            if len(chunk) < chunk_size:
+                chunk += self.read(chunk_size - len(chunk))
+            if not chunk:
+                break
+            chunks.append(chunk)
+        return chunks
+
+    def hash_and_read(
+        self, sequence: int, sent: Sequence[bytes], count: int, chunk_size: int
+    ) -> tuple[tuple[bytes, ...], list[bytes]]:
+        """Return the checksums of the chunks that are about to be sent, and the next `count` chunks."""
+        checksums = []
+        for number, chunk in enumerate(sent, sequence):
+            self._hash.update(chunk)
+            checksums.append(chunk_checksum(number, chunk))
+        return tuple(checksums), self.read_chunks(count, chunk_size)
 
     def digest(self) -> bytes:
         """Return the BLAKE3 of all that was sent."""

@@ -1,6 +1,12 @@
 """The code that reedsolo defines, the kernels that apply it, and chunks to pieces with checksums."""
 
-from droppexd.coding.chunks import EncodedChunk, encode_chunk, piece_checksum, rebuild_pieces
+from droppexd.coding.chunks import (
+    EncodedChunk,
+    chunk_checksum,
+    encode_chunk,
+    piece_checksum,
+    rebuild_pieces,
+)
 from droppexd.coding.code import Matrix, parity_matrix, rebuild_matrix
 from droppexd.coding.kernels import (
     Buffer,
@@ -20,6 +26,7 @@ __all__ = [
     "PortableKernel",
     "available_kernels",
     "best_kernel",
+    "chunk_checksum",
     "encode_chunk",
     "parity_matrix",
     "piece_checksum",

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from xxhash import xxh3_128
+from xxhash import xxh3_128, xxh3_128_digest
 
 from droppexd.coding.code import parity_matrix, rebuild_matrix
 from droppexd.coding.kernels import Buffer, best_kernel, flat_view
@@ -46,6 +46,14 @@ def encode_chunk(extent: ExtentId, layout: Layout, chunk: int, data: Buffer) -> 
     pieces.extend(best_kernel().apply(matrix, pieces))
     checksums = [piece_checksum(extent, layout, shard, chunk, piece) for shard, piece in enumerate(pieces)]
     return EncodedChunk(tuple(pieces), tuple(checksums))
+
+
+def chunk_checksum(number: int, data: Buffer) -> bytes:
+    """Return the 16 bytes that a chunk is verified against on its way from client to app.
+
+    It is the canonical xxh3-128 of the chunk; the seed is its number in the file, from 0.
+    """
+    return xxh3_128_digest(data, seed=number)
 
 
 def piece_checksum(extent: ExtentId, layout: Layout, shard: int, chunk: int, piece: Buffer) -> bytes:

@@ -11,10 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import trio
+from blake3 import blake3
 
 from droppexd.background import stopping_in_order
-from droppexd.errors import Conflict, InvalidRequest, NotFound, PeerBusy, RemoteProtocolError
-from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, normal_name, normal_prefix
+from droppexd.errors import (
+    Conflict,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    PeerBusy,
+    RemoteProtocolError,
+)
+from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, Version, normal_name, normal_prefix
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_orphans import Orphans
 from droppexd.roles.app_reporter import Reporter
@@ -26,6 +34,7 @@ from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
+    MOST_TOGETHER,
     Changed,
     CheckFile,
     Describe,
@@ -164,6 +173,21 @@ class _Streams(Generic[S]):
         ]
 
 
+def _opened(version: Version, download: Download, **fields: Any) -> GetOpened:
+    """Return the answer to one who begins to read a version."""
+    return GetOpened(
+        **{"stream": 0, "credit": 0, **fields},
+        version=version.id,
+        size=version.size,
+        start=download.start,
+        end=download.end,
+        parts=download.parts,
+        blake3=version.blake3,
+        created_ms=version.created_ms,
+        metadata=version.metadata,
+    )
+
+
 class _App:
     """The handlers of one app."""
 
@@ -246,6 +270,8 @@ class _App:
         """Store a whole small file at once."""
         chunk_size = self._settings.chunk_size
         data = body[0] if body else b""
+        if blake3(data).digest() != request.blake3:
+            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
         wanted = Wanted(
             name=normal_name(request.name),
             condition=request.condition,
@@ -260,7 +286,7 @@ class _App:
                 try:
                     for number, start in enumerate(range(0, len(data), chunk_size)):
                         chunk = data[start : start + chunk_size]
-                        await upload.send_chunk(number, chunk, last=start + chunk_size >= len(data))
+                        await upload.send_chunks(number, [chunk], last=start + chunk_size >= len(data))
                     return Stored(receipt=await upload.finish(request.blake3))
                 except BaseException:
                     await upload.abort()
@@ -293,7 +319,12 @@ class _App:
             stream = _Stream(call.peer, upload, lease, self._runtime.clock.now())
             number = self._puts.add(stream)
             stream.resources = undo.pop_all()
-        return PutOpened(stream=number, credit=lease.units, chunk_size=self._settings.chunk_size)
+        return PutOpened(
+            stream=number,
+            credit=lease.units,
+            chunk_size=self._settings.chunk_size,
+            together=MOST_TOGETHER,
+        )
 
     async def _check_condition(self, wanted: Wanted) -> None:
         """Refuse early what the commit would refuse: it decides, but only after all bytes were sent."""
@@ -311,33 +342,38 @@ class _App:
         if condition.version != found.version.id:
             raise Conflict(f"{wanted.name!r} has another version by now: {found.version.id}")
 
-    def admit_chunk(self, peer: Peer, request: PutChunk, _body: Sequence[Frame]) -> object:
+    def admit_chunk(self, peer: Peer, request: PutChunk, body: Sequence[Frame]) -> object:
         """Hold a put to the order of its chunks and to its credit."""
         stream = self._puts.get(request.stream, peer)
         if request.sequence != stream.arrived:
             raise RemoteProtocolError(f"chunk {request.sequence} came where {stream.arrived} was due")
-        if stream.active >= stream.lease.units:
+        count = max(1, len(body))
+        if stream.active + count > stream.lease.units:
             raise RemoteProtocolError("more chunks came than credit was given")
-        stream.arrived += 1
-        stream.active += 1
+        stream.arrived += count
+        stream.active += count
         return stream
 
     async def put_chunk(self, call: Call, request: PutChunk, body: Sequence[Frame]) -> Answer:
-        """Take one chunk; after the last, commit."""
+        """Take chunks; after the last, commit."""
         stream: Any = call.ticket
         upload: Upload = stream.work
         finished = request.last
         receipt: Receipt | None = None
         try:
-            await upload.send_chunk(request.sequence, body[0] if body else b"", last=request.last)
-            if request.last:
+            if request.last != (request.blake3 is not None):
+                raise RemoteProtocolError("the BLAKE3 of the whole comes with the last chunk")
+            await upload.send_chunks(
+                request.sequence, body or (b"",), last=request.last, checksums=request.checksums
+            )
+            if request.blake3 is not None:
                 receipt = await upload.finish(request.blake3)
         except BaseException:
             finished = True
             await upload.abort()
             raise
         finally:
-            stream.active -= 1
+            stream.active -= max(1, len(body))
             stream.heard = self._runtime.clock.now()
             if finished:
                 self._puts.remove(request.stream)
@@ -368,27 +404,16 @@ class _App:
         lookup = Lookup(name=normal_name(request.name), version=request.version)
         found = await self._reader.look_up(lookup)
         download = Download(self._reader, found, request.start, request.length)
-        opened = GetOpened(
-            stream=0,
-            credit=0,
-            version=found.version.id,
-            size=found.version.size,
-            start=download.start,
-            end=download.end,
-            parts=download.parts,
-            blake3=found.version.blake3,
-            created_ms=found.version.created_ms,
-            metadata=found.version.metadata,
-        )
+        version = found.version
         if download.parts <= 1 and download.end - download.start <= SMALL_SIZE:
             if not download.parts:
-                return opened
+                return _opened(version, download)
             await self._begin_small()
             try:
-                frames, rebuilt = await download.read_part(0)
+                frames, rebuilt = await download.read_parts(0)
             finally:
                 self._small.release()
-            return replace(opened, rebuilt=rebuilt), frames
+            return _opened(version, download, rebuilt=bool(rebuilt)), frames
         lease = await self._budget.lease()
         stream = _Stream(call.peer, download, lease, self._runtime.clock.now())
         try:
@@ -396,25 +421,25 @@ class _App:
         except PeerBusy:
             lease.release()
             raise
-        return replace(opened, stream=number, credit=lease.units)
+        return _opened(version, download, stream=number, credit=lease.units, together=download.together)
 
     def admit_part(self, peer: Peer, request: GetPart, _body: Sequence[Frame]) -> object:
         """Hold a read to its credit, and number its requests in the order in which they arrive."""
         stream = self._gets.get(request.stream, peer)
-        if stream.active >= stream.lease.units:
+        if stream.active + request.count > stream.lease.units:
             raise RemoteProtocolError("more parts were asked for than credit was given")
         stream.arrived += 1
-        stream.active += 1
+        stream.active += request.count
         return stream, stream.arrived
 
     async def get_part(self, call: Call, request: GetPart, _body: Sequence[Frame]) -> Answer:
-        """Send one part of an open read."""
+        """Send parts of an open read."""
         ticket: Any = call.ticket
         stream, number = ticket
         try:
-            frames, rebuilt = await stream.work.read_part(request.part)
+            frames, rebuilt = await stream.work.read_parts(request.part, request.count)
         finally:
-            stream.active -= 1
+            stream.active -= request.count
             stream.heard = self._runtime.clock.now()
         return GetData(credit=stream.credit(number), rebuilt=rebuilt), frames
 

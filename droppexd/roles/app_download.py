@@ -6,7 +6,7 @@ any k. Every piece is verified against its checksum before a byte of it is hande
 
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import trio
@@ -14,7 +14,6 @@ import trio
 from droppexd.coding import piece_checksum, rebuild_pieces
 from droppexd.errors import (
     DroppexError,
-    IntegrityError,
     InvalidRequest,
     NoSuchShard,
     NotEnoughShards,
@@ -22,13 +21,13 @@ from droppexd.errors import (
     PeerError,
     StaleRead,
 )
-from droppexd.model import MISSING, Extent, PoolInfo, chunk_count, chunk_length, piece_size
+from droppexd.model import MISSING, Extent, Layout, PoolInfo, chunk_count, chunk_length, piece_size
 from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Clock, Runtime
-from droppexd.wire.messages import Found, Lookup, Piece, ReadPiece
+from droppexd.wire.messages import MAX_BODY_FRAMES, MOST_TOGETHER, Found, Lookup, Piece, ReadPiece
 from droppexd.wire.rpc import Connections, Pending
 from droppexd.wire.transport import Frame
 
@@ -109,11 +108,42 @@ class Reader:
 
         Raise NotEnoughShards, naming what is missing and why, when fewer than k pieces can be had.
         """
-        k = extent.layout.k
-        length = chunk_length(extent.size, extent.chunk_size, chunk)
-        each = piece_size(length, k)
+        each = _piece_size(extent, chunk)
         wanted = range(start // each, (end - 1) // each + 1)
-        fetch = _Fetch(
+        fetched = await self._fetch(extent, chunk, 1, wanted).run()
+        pieces, rebuilt = await self._complete(extent, fetched, wanted)
+        return _cut(pieces[0], wanted, each, start, end), rebuilt
+
+    async def read_whole(self, extent: Extent, first: int, count: int) -> tuple[list[Frame], int]:
+        """Return whole consecutive chunks as frames, and how many of them had to be rebuilt.
+
+        Each pool is asked once for all of its pieces. Raise NotEnoughShards as `read` does.
+        """
+        wanted = range(extent.layout.k)
+        lengths = [
+            chunk_length(extent.size, extent.chunk_size, chunk) for chunk in range(first, first + count)
+        ]
+        frames: list[Frame] = []
+        fetch = self._fetch(extent, first, count, wanted)
+        try:
+            fetched = await fetch.run()
+        except NotEnoughShards:
+            fetched = {}
+        if not fetched or fetch.torn:
+            # A shard that is wrong in one chunk may be right in the others: judge each by itself.
+            rebuilt = 0
+            for chunk, length in enumerate(lengths, first):
+                more, lost = await self.read(extent, chunk, 0, length)
+                frames += more
+                rebuilt += lost
+            return frames, rebuilt
+        pieces, lost = await self._complete(extent, fetched, wanted)
+        for of_chunk, length in zip(pieces, lengths, strict=True):
+            frames += _cut(of_chunk, wanted, piece_size(length, extent.layout.k), 0, length)
+        return frames, count if lost else 0
+
+    def _fetch(self, extent: Extent, first: int, count: int, wanted: Sequence[int]) -> "_Fetch":
+        return _Fetch(
             connections=self._connections,
             registration=self._registration,
             pace=self._pace,
@@ -122,28 +152,50 @@ class Reader:
             reporter=self._reporter,
             clock=self._runtime.clock,
             extent=extent,
-            chunk=chunk,
+            first=first,
+            count=count,
             wanted=wanted,
         )
-        pieces = await fetch.run()
-        lost = [index for index in wanted if index not in pieces]
-        if lost:
-            if each * k <= _INLINE_SIZE:
-                rebuilt = rebuild_pieces(extent.layout, pieces, lost)
-            else:
-                rebuilt = await self._runtime.run_blocking(rebuild_pieces, extent.layout, pieces, lost)
-            pieces.update(rebuilt)
-        frames: list[Frame] = []
-        for index in wanted:
-            low = max(start - index * each, 0)
-            high = min(end - index * each, each)
-            piece = pieces[index]
-            frames.append(piece if (low, high) == (0, len(piece)) else memoryview(piece)[low:high])
-        return frames, bool(lost)
+
+    async def _complete(
+        self, extent: Extent, fetched: dict[int, Sequence[Frame]], wanted: Sequence[int]
+    ) -> tuple[list[dict[int, Frame]], bool]:
+        """Return the wanted pieces of each chunk, and whether any had to be rebuilt for it."""
+        count = len(next(iter(fetched.values())))
+        chunks = [{index: pieces[place] for index, pieces in fetched.items()} for place in range(count)]
+        if all(index in fetched for index in wanted):
+            return chunks, False
+        if count * extent.layout.k * len(next(iter(fetched.values()))[0]) <= _INLINE_SIZE:
+            return _rebuilt(extent.layout, chunks, wanted), True
+        return await self._runtime.run_blocking(_rebuilt, extent.layout, chunks, wanted), True
+
+
+def _piece_size(extent: Extent, chunk: int) -> int:
+    return piece_size(chunk_length(extent.size, extent.chunk_size, chunk), extent.layout.k)
+
+
+def _rebuilt(
+    layout: Layout, chunks: Sequence[dict[int, Frame]], wanted: Sequence[int]
+) -> list[dict[int, Frame]]:
+    return [rebuild_pieces(layout, pieces, wanted) for pieces in chunks]
+
+
+def _cut(pieces: Mapping[int, Frame], wanted: Sequence[int], each: int, start: int, end: int) -> list[Frame]:
+    """Return the bytes [start, end) of a chunk from its pieces, which have `each` bytes."""
+    frames: list[Frame] = []
+    for index in wanted:
+        low = max(start - index * each, 0)
+        high = min(end - index * each, each)
+        piece = pieces[index]
+        if (low, high) == (0, len(piece)):
+            frames.append(piece)
+        elif low < high:
+            frames.append(memoryview(piece)[low:high])
+    return frames
 
 
 class _Fetch:
-    """The pieces of one chunk: the wanted ones, or any k of them."""
+    """The pieces of consecutive chunks of an extent: those of the wanted shards, or of any k."""
 
     def __init__(
         self,
@@ -156,7 +208,8 @@ class _Fetch:
         reporter: Reporter,
         clock: Clock,
         extent: Extent,
-        chunk: int,
+        first: int,
+        count: int,
         wanted: Sequence[int],
     ) -> None:
         self._connections = connections
@@ -166,10 +219,11 @@ class _Fetch:
         self._reporter = reporter
         self._clock = clock
         self._extent = extent
-        self._chunk = chunk
+        self._chunks = range(first, first + count)
         self._wanted = wanted
-        self._size = piece_size(chunk_length(extent.size, extent.chunk_size, chunk), extent.layout.k)
-        self._pieces: dict[int, Frame] = {}
+        self._pieces: dict[int, Sequence[Frame]] = {}
+        self.torn = False
+        """Whether one of several pieces of a shard was wrong: then nothing more is fetched."""
         self._failures: dict[int, str] = {}
         self._pools: dict[int, PoolInfo] = {}
         self._down: set[int] = set()
@@ -185,12 +239,12 @@ class _Fetch:
                     # down: that is a reason to ask the others first, and none to refuse what can be read.
                     self._down.add(index)
 
-    async def run(self) -> dict[int, Frame]:
-        """Return pieces by shard index: all that are wanted, or else at least k."""
+    async def run(self) -> dict[int, Sequence[Frame]]:
+        """Return the pieces of each chunk by shard index: all that are wanted, or else at least k."""
         late = await self._fetch_alone()
         if not self._enough():
             await self._fetch_side_by_side(late)
-        if not self._enough():
+        if not self._enough() and not self.torn:
             raise NotEnoughShards(
                 f"extent {self._extent.id}: only {len(self._pieces)} of the {self._extent.layout.k} shards "
                 f"that are needed can be read",
@@ -200,6 +254,11 @@ class _Fetch:
                 ],
             )
         return self._pieces
+
+    @property
+    def _late_s(self) -> float:
+        """After how long these pieces are late."""
+        return self._pace.late_s * len(self._chunks)
 
     def _sources(self) -> list[int]:
         """Return the shards to ask for, best first: wanted, data, parity; then suspects, then down pools."""
@@ -234,7 +293,7 @@ class _Fetch:
         if pending is None:
             return {}
         started = self._clock.now()
-        if not await pending.settled(self._pace.late_s):
+        if not await pending.settled(self._late_s):
             return {index: pending}
         await self._finish(index, pending, started)
         return {}
@@ -266,8 +325,8 @@ class _Fetch:
 
             start([*late, *first])
             hangs_at = self._clock.now() + _HUNG_S
-            patience_s = 0.0 if late else self._pace.late_s
-            while not self._enough():
+            patience_s = 0.0 if late else self._late_s
+            while not self._enough() and not self.torn:
                 if not all(index in self._pieces or index in running for index in self._wanted):
                     short = max(0, k - len(self._pieces) - len(running))
                     start(spare[:short])
@@ -278,7 +337,7 @@ class _Fetch:
                 with trio.move_on_after(patience_s) as waiting:
                     await finished.wait()
                 if waiting.cancelled_caught:
-                    patience_s = self._pace.late_s
+                    patience_s = self._late_s
                     waited_for = tuple(running)
                     hung = bool(self._pieces) and self._clock.now() >= hangs_at
                     for _ in range(k - len(self._pieces)):
@@ -291,9 +350,10 @@ class _Fetch:
 
     def _begin(self, index: int) -> Pending[Piece] | None:
         """Send the request for one piece, or note why that is not possible."""
-        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunk)
+        count = len(self._chunks)
+        request = ReadPiece(extent=self._extent.id, index=index, chunk=self._chunks[0], count=count)
         try:
-            return self._connections.begin(self._pools[index].address, request, timeout_s=PIECE_S)
+            return self._connections.begin(self._pools[index].address, request, timeout_s=PIECE_S * count)
         except PeerError as error:
             self._unreachable(index, error)
             return None
@@ -303,8 +363,14 @@ class _Fetch:
         self._suspects.add(pool.number)
         self._failures[index] = f"{pool.name}{' is down' if index in self._down else ''}: {error}"
 
+    def _unreadable(self, index: int, why: str) -> None:
+        pool = self._pools[index]
+        log.warning("shard unreadable extent=%s shard=%d pool=%s: %s", self._extent.id, index, pool.name, why)
+        self._failures[index] = f"{pool.name}: {why}"
+        self._reporter.note(pool.address, self._extent.id, index)
+
     async def _fetch(self, index: int, pending: Pending[Piece] | None) -> None:
-        """Fetch one piece; a failure becomes a note, for parity is there for it."""
+        """Fetch the pieces of one shard; a failure becomes a note, for parity is there for it."""
         started = self._clock.now()
         if pending is None:
             address = self._pools[index].address
@@ -318,27 +384,39 @@ class _Fetch:
             await self._finish(index, pending, started)
 
     async def _finish(self, index: int, pending: Pending[Piece], started: float) -> None:
-        """Wait for one piece and verify it."""
-        extent, pool = self._extent, self._pools[index]
+        """Wait for the pieces of one shard and verify them."""
+        pool = self._pools[index]
         try:
             reply, body = await pending.answer()
-            if len(body) != 1 or len(body[0]) != self._size:
-                raise IntegrityError("a piece of the wrong size")
-            found = piece_checksum(extent.id, extent.layout, index, self._chunk, body[0])
-            if found != reply.checksum:
-                raise IntegrityError("the bytes do not match their checksum")
         except NoSuchShard:
             self._failures[index] = f"not on {pool.name}"
-            self._reporter.note(pool.address, extent.id, index)
+            self._reporter.note(pool.address, self._extent.id, index)
         except PeerError as error:
             self._unreachable(index, error)
         except DroppexError as error:
-            log.warning("shard unreadable extent=%s shard=%d pool=%s: %s", extent.id, index, pool.name, error)
-            self._failures[index] = f"{pool.name}: {error}"
-            self._reporter.note(pool.address, extent.id, index)
+            self._unreadable(index, str(error))
         else:
-            self._pace.note(self._clock.now() - started)
-            self._pieces[index] = body[0]
+            wrong = self._what_is_wrong(index, reply, body)
+            if not wrong:
+                self._pace.note((self._clock.now() - started) / len(body))
+                self._pieces[index] = body
+            elif len(self._chunks) > 1:
+                self.torn = True
+            else:
+                self._unreadable(index, wrong)
+
+    def _what_is_wrong(self, index: int, reply: Piece, body: Sequence[Frame]) -> str:
+        """Verify the pieces of one shard; return what is wrong with one, or nothing."""
+        extent = self._extent
+        checksums = (reply.checksum, *reply.following)
+        if len(body) != len(self._chunks) or len(checksums) != len(body):
+            return f"{len(body)} pieces where {len(self._chunks)} were asked for"
+        for chunk, checksum, piece in zip(self._chunks, checksums, body, strict=True):
+            if len(piece) != _piece_size(extent, chunk):
+                return "a piece of the wrong size"
+            if piece_checksum(extent.id, extent.layout, index, chunk, piece) != checksum:
+                return "the bytes do not match their checksum"
+        return ""
 
 
 class Download:
@@ -369,21 +447,27 @@ class Download:
         at = min(bisect_right(self._offsets, offset) - 1, len(self.found.extents) - 1)
         return self._parts[at] + (offset - self._offsets[at]) // self.found.extents[at].chunk_size
 
-    async def read_part(self, part: int) -> tuple[list[Frame], bool]:
-        """Return the frames of a part, and whether anything had to be rebuilt.
+    @property
+    def together(self) -> int:
+        """How many parts fit into one answer: it takes so many frames."""
+        most_pieces = max((extent.layout.k for extent in self.found.extents), default=1)
+        return max(1, min(MOST_TOGETHER, MAX_BODY_FRAMES // most_pieces))
+
+    async def read_parts(self, part: int, count: int = 1) -> tuple[list[Frame], int]:
+        """Return the frames of parts, and of how many something had to be rebuilt.
 
         Raise NotEnoughShards, or StaleRead when the version has gone meanwhile.
         """
-        if not 0 <= part < self.parts:
-            raise InvalidRequest(f"part {part} of a read with {self.parts} parts")
+        if not 0 <= part <= self.parts - count or count > self.together:
+            raise InvalidRequest(f"{count} parts from part {part} on, of a read with {self.parts} parts")
         try:
-            return await self._read_chunk(self._first_part + part)
+            return await self._read_chunks(self._first_part + part, count)
         except NotEnoughShards as error:
             found = await self._look_again(error)
             if found.extents == self.found.extents:
                 raise
             self.found = found
-        return await self._read_chunk(self._first_part + part)
+        return await self._read_chunks(self._first_part + part, count)
 
     async def _look_again(self, error: NotEnoughShards) -> Found:
         """Ask for the version once more: its shards may have moved, or it may be gone."""
@@ -393,12 +477,32 @@ class Download:
         except NotFound:
             raise StaleRead(f"{self.found.name} was removed or replaced while it was read") from error
 
-    async def _read_chunk(self, number: int) -> tuple[list[Frame], bool]:
+    async def _read_chunks(self, number: int, count: int) -> tuple[list[Frame], int]:
+        frames: list[Frame] = []
+        rebuilt = 0
+        while count:
+            more, done, again = await self._read_some(number, count)
+            frames += more
+            rebuilt += again
+            number += done
+            count -= done
+        return frames, rebuilt
+
+    async def _read_some(self, number: int, most: int) -> tuple[list[Frame], int, int]:
+        """Return the frames of a chunk, or of whole ones with it; how many; and how many were rebuilt."""
         at = bisect_right(self._parts, number) - 1
         extent = self.found.extents[at]
         chunk = number - self._parts[at]
         offset = self._offsets[at] + chunk * extent.chunk_size
+        start, end = self.start - offset, self.end - offset
+        whole = 0  # So many from this one on lie within one extent, and within the range.
+        if start <= 0:
+            chunks = chunk_count(extent.size, extent.chunk_size) - chunk
+            within = chunks if end >= extent.size - chunk * extent.chunk_size else end // extent.chunk_size
+            whole = min(most, within)
+        if whole > 1:
+            frames, rebuilt = await self._reader.read_whole(extent, chunk, whole)
+            return frames, whole, rebuilt
         length = chunk_length(extent.size, extent.chunk_size, chunk)
-        start = max(self.start - offset, 0)
-        end = min(self.end - offset, length)
-        return await self._reader.read(extent, chunk, start, end)
+        frames, lost = await self._reader.read(extent, chunk, max(start, 0), min(end, length))
+        return frames, 1, int(lost)

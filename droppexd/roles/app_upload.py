@@ -1,17 +1,18 @@
 """One put: chunks in, coded, sent out to pools, and in the end one commit at the master.
 
-A chunk is answered when each of its pieces is with its pool, or the pool was given up. The last piece of
+Chunks that come in one message go out in one message to each pool, as far as they are of one extent. A
+message is answered when each of its pieces is with its pool, or the pool was given up. The last piece of
 an extent is answered only after the pool has flushed the shard, so a commit names only durable shards.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
-from blake3 import blake3
 
-from droppexd.coding import EncodedChunk, encode_chunk
+from droppexd.coding import EncodedChunk, chunk_checksum, encode_chunk
 from droppexd.errors import (
     DroppexError,
     IntegrityError,
@@ -41,7 +42,15 @@ from droppexd.roles.master import MasterLink
 from droppexd.roles.ordered import Turns
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
-from droppexd.wire.messages import AbortShard, Commit, Condition, KeepShard, PieceWritten, WritePiece
+from droppexd.wire.messages import (
+    MOST_TOGETHER,
+    AbortShard,
+    Commit,
+    Condition,
+    KeepShard,
+    PieceWritten,
+    WritePiece,
+)
 from droppexd.wire.rpc import Connections, Pending, all_settled
 from droppexd.wire.transport import Frame
 
@@ -52,6 +61,9 @@ CONNECT_S = 2.0
 
 STALL_S = 5.0
 """A pool that makes no progress for so long while others do is given up."""
+
+_SLOW_S = 1.0
+"""Pieces that take longer than this to be answered are sent one by one: see STALL_S."""
 
 _LOOK_S = 0.5
 """How often a pool that is waited for is compared with the others."""
@@ -144,7 +156,6 @@ class Upload:
         self._wanted = wanted
         self._ids = ids
         self._version: VersionId = ids.version()
-        self._hash = blake3()
         self._size = 0
         self._extents: list[_ExtentUpload] = []
         self._turns = Turns()
@@ -153,6 +164,7 @@ class Upload:
         self._note = ""
         self._view: MapView = outlets.registration.view
         self._trusting = False
+        self._slow = False
         self._layout = self._choose_layout()
         self._avoid: set[int] = set()  # Pools that failed this upload; membership only, never iterated.
 
@@ -173,17 +185,37 @@ class Upload:
             self._trusting = True
         return layout
 
-    async def send_chunk(self, sequence: int, data: Frame, *, last: bool) -> None:
-        """Code and send one chunk; return when its pieces are with the pools.
+    async def send_chunks(
+        self, sequence: int, chunks: Sequence[Frame], *, last: bool, checksums: Sequence[bytes] | None = None
+    ) -> None:
+        """Code and send chunks from number `sequence` on; return when their pieces are with the pools.
 
-        Raise NotEnoughShards when fewer than k+1 shards of an extent can still become durable.
+        `checksums` has one for each chunk; without, the caller has verified them. Raise IntegrityError when
+        one differs, NotEnoughShards when fewer than k+1 shards of an extent can still become durable.
         """
         self._unsettled += 1
         try:
+            self._check(chunks, last=last)
+            if checksums is not None and len(checksums) != len(chunks):
+                raise RemoteProtocolError(f"{len(checksums)} checksums of {len(chunks)} chunks")
             await self._turns.wait(sequence)
-            extent, sent = await self._code_and_send(data, last=last)
-            self._turns.pass_on()
-            await self._settle(extent, sent)
+            under_way: list[tuple[_ExtentUpload, _Sent]] = []
+            done = 0
+            while done < len(chunks):
+                extent = self._extent()
+                run = slice(done, done + self._together(extent))
+                arrived = _Arrived(
+                    sequence + done, chunks[run], None if checksums is None else checksums[run]
+                )
+                done += len(arrived.chunks)
+                sent = await self._code_and_send(extent, arrived, last=last and done == len(chunks))
+                if sent.chunk == 0:
+                    await self._settle(extent, sent)
+                else:
+                    under_way.append((extent, sent))
+            self._turns.pass_on(len(chunks))
+            for extent, sent in under_way:
+                await self._settle(extent, sent)
         except BaseException as error:
             # Chunks behind this one must not wait for a turn that never comes.
             self._turns.break_off(
@@ -197,34 +229,49 @@ class Upload:
             if not self._unsettled:
                 self._all_settled.set()
 
-    async def _code_and_send(self, data: Frame, *, last: bool) -> tuple[_ExtentUpload, "_Sent"]:
+    def _check(self, chunks: Sequence[Frame], *, last: bool) -> None:
         chunk_size = self._outlets.chunk_size
-        if not data or len(data) > chunk_size or (len(data) < chunk_size and not last):
-            raise RemoteProtocolError(f"a chunk of {len(data)} bytes; all but the last have {chunk_size}")
+        for number, data in enumerate(chunks, 1):
+            short = len(data) < chunk_size and not (last and number == len(chunks))
+            if not data or len(data) > chunk_size or short:
+                raise RemoteProtocolError(f"a chunk of {len(data)} bytes; all but the last have {chunk_size}")
+
+    def _extent(self) -> _ExtentUpload:
+        """Return the extent that the next chunk goes to."""
         if not self._extents or self._extents[-1].chunks == EXTENT_CHUNKS:
             self._extents.append(self._new_extent())
-        extent = self._extents[-1]
-        chunk = extent.chunks
-        extent.chunks += 1
-        extent.size += len(data)
-        self._size += len(data)
-        if len(data) <= _INLINE_SIZE:
-            encoded = self._hash_and_encode(extent, chunk, data)
+        return self._extents[-1]
+
+    def _together(self, extent: _ExtentUpload) -> int:
+        """Return how many of the extent's next chunks go to the pools in one message.
+
+        The first goes alone, for its answer tells the pool's boot; and each does when pools are slow, for
+        their answers are what tells a slow pool from one that hangs.
+        """
+        if not extent.chunks or self._slow:
+            return 1
+        return min(MOST_TOGETHER, EXTENT_CHUNKS - extent.chunks)
+
+    async def _code_and_send(self, extent: _ExtentUpload, arrived: "_Arrived", *, last: bool) -> "_Sent":
+        first = extent.chunks
+        size = sum(map(len, arrived.chunks))
+        extent.chunks += len(arrived.chunks)
+        extent.size += size
+        self._size += size
+        if size <= _INLINE_SIZE:
+            encoded = _verify_and_encode(extent, first, arrived)
         else:
-            encoded = await self._outlets.runtime.run_blocking(self._hash_and_encode, extent, chunk, data)
-        if chunk == 0:
+            encoded = await self._outlets.runtime.run_blocking(_verify_and_encode, extent, first, arrived)
+        if first == 0:
             await self._connect(extent)
         else:
             await extent.opened.wait()
             self._turns.check()
-        sent = _Sent(chunk, encoded, last=last or extent.chunks == EXTENT_CHUNKS)
+        now = self._outlets.runtime.clock.now()
+        sent = _Sent(first, encoded, now, last=last or extent.chunks == EXTENT_CHUNKS)
         for target in extent.alive:
-            self._send_piece(extent, target, sent)
-        return extent, sent
-
-    def _hash_and_encode(self, extent: _ExtentUpload, chunk: int, data: Frame) -> EncodedChunk:
-        self._hash.update(data)
-        return encode_chunk(extent.id, extent.layout, chunk, data)
+            self._send_pieces(extent, target, sent)
+        return sent
 
     def _new_extent(self) -> _ExtentUpload:
         if len(self._extents) == MAX_EXTENTS:
@@ -289,37 +336,41 @@ class Upload:
             if not target.failure:
                 return True
 
-    def _send_piece(self, extent: _ExtentUpload, target: _Target, sent: "_Sent") -> None:
+    def _send_pieces(self, extent: _ExtentUpload, target: _Target, sent: "_Sent") -> None:
+        index = target.index
+        checksums = [encoded.checksums[index] for encoded in sent.encoded]
         request = WritePiece(
             extent=extent.id,
-            index=target.index,
+            index=index,
             layout=extent.layout,
             chunk=sent.chunk,
             chunk_size=self._outlets.chunk_size,
-            checksum=sent.encoded.checksums[target.index],
+            checksum=checksums[0],
             boot_id=target.boot_id,
             incarnation=self._view.map.incarnation,
             version=self._version,
             last=sent.last,
             size=extent.size if sent.last else 0,
             name=self._wanted.name if sent.chunk == 0 else "",
+            following=tuple(checksums[1:]),
         )
-        piece = sent.encoded.pieces[target.index]
+        pieces = [encoded.pieces[index] for encoded in sent.encoded]
         try:
-            pending = self._outlets.connections.begin(target.address, request, (piece,), timeout_s=PIECE_S)
+            pending = self._outlets.connections.begin(target.address, request, pieces, timeout_s=PIECE_S)
         except PeerError as error:
             target.failure = str(error)
             target.busy = isinstance(error, PeerBusy)
         else:
-            sent.pending[target.index] = pending
+            sent.pending[index] = pending
 
     async def _settle(self, extent: _ExtentUpload, sent: "_Sent") -> None:
-        """Wait for the answers to one chunk; give up pools that failed, or replace them at the start."""
+        """Wait for the answers to one message; give up pools that failed, or replace them at the start."""
         await self._await_answers(extent, sent)
+        self._slow = self._outlets.runtime.clock.now() - sent.at > _SLOW_S
         if sent.chunk == 0:
             for target in extent.alive:
                 while target.failure and await self._replace(extent, target):
-                    self._send_piece(extent, target, sent)
+                    self._send_pieces(extent, target, sent)
                     await self._await_answers(extent, sent)
             extent.opened.set()
         for target in extent.alive:
@@ -385,19 +436,16 @@ class Upload:
         target.failure = why
         target.pool = MISSING
 
-    async def finish(self, blake3_of_sender: bytes | None) -> Receipt:
+    async def finish(self, blake3: bytes) -> Receipt:
         """Commit what was sent, under its name; all chunks were answered before.
 
-        Raise IntegrityError when the content is not what the sender hashed, Conflict when the condition does
-        not hold.
+        `blake3` is the sender's. Raise IntegrityError when another number of bytes arrived than was
+        announced, Conflict when the condition does not hold.
         """
         while self._unsettled:
             self._all_settled = trio.Event()
             await self._all_settled.wait()
         self._turns.check()
-        digest = self._hash.digest()
-        if blake3_of_sender is not None and blake3_of_sender != digest:
-            raise IntegrityError("what arrived is not what was sent: the BLAKE3 differs; try again")
         if self._wanted.size is not None and self._wanted.size != self._size:
             raise IntegrityError(f"{self._size} bytes arrived of the {self._wanted.size} announced")
         runtime = self._outlets.runtime
@@ -408,7 +456,7 @@ class Upload:
             version=Version(
                 id=self._version,
                 size=self._size,
-                blake3=digest,
+                blake3=blake3,
                 extents=tuple(extent.id for extent in self._extents),
                 created_ms=runtime.clock.wall_ms(),
                 metadata=self._wanted.metadata,
@@ -450,14 +498,36 @@ class Upload:
             log.debug("a pool was not told of a shard: %s", error)
 
 
+class _Arrived(NamedTuple):
+    """Consecutive chunks as they came, from number `sequence` of the file on."""
+
+    sequence: int
+    chunks: Sequence[Frame]
+    checksums: Sequence[bytes] | None
+
+
+def _verify_and_encode(extent: _ExtentUpload, first: int, arrived: _Arrived) -> list[EncodedChunk]:
+    """Return the pieces of the chunks, which are the extent's from `first` on. Blocking."""
+    if arrived.checksums is not None:
+        expected = zip(arrived.chunks, arrived.checksums, strict=True)
+        for number, (data, checksum) in enumerate(expected, arrived.sequence):
+            if chunk_checksum(number, data) != checksum:
+                raise IntegrityError(f"chunk {number} arrived damaged: its checksum differs; try again")
+    return [
+        encode_chunk(extent.id, extent.layout, chunk, data)
+        for chunk, data in enumerate(arrived.chunks, first)
+    ]
+
+
 class _Sent:
-    """One chunk on its way to the pools."""
+    """Consecutive chunks of an extent on their way to the pools, in one message to each."""
 
-    __slots__ = ("chunk", "encoded", "last", "pending", "progress_at")
+    __slots__ = ("at", "chunk", "encoded", "last", "pending", "progress_at")
 
-    def __init__(self, chunk: int, encoded: EncodedChunk, *, last: bool) -> None:
+    def __init__(self, chunk: int, encoded: Sequence[EncodedChunk], at: float, *, last: bool) -> None:
         self.chunk = chunk
         self.encoded = encoded
+        self.at = at
         self.last = last
         self.pending: dict[int, Pending[PieceWritten]] = {}
         self.progress_at: float | None = None

@@ -9,7 +9,10 @@ from collections import deque
 import trio
 
 _MOST = 4
-"""More chunks in flight make one stream no faster."""
+"""More chunks in flight make one stream no faster: two messages of two chunks each.
+
+Nor should a stream hold more: one whose client has vanished keeps what it holds until it is forgotten.
+"""
 
 
 class Lease:

@@ -30,9 +30,9 @@ class Turns:
         if self._broken is not None:
             raise self._broken
 
-    def pass_on(self) -> None:
-        """End the present turn."""
-        self._next += 1
+    def pass_on(self, numbers: int = 1) -> None:
+        """End the present turn, which took so many numbers."""
+        self._next += numbers
         event = self._waiting.get(self._next)
         if event is not None:
             event.set()

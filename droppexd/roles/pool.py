@@ -203,16 +203,23 @@ class _Pool:
         return True
 
     async def read_piece(self, _call: Call, request: ReadPiece, _body: Sequence[Frame]) -> Answer:
-        """Serve a piece as it is stored; its reader verifies it."""
+        """Serve pieces as they are stored; their reader verifies them."""
         return await self._runtime.run_blocking(self._read, request)
 
-    def _read(self, request: ReadPiece) -> Answer:
-        """Read a piece, and for who repairs the hints of its shard. Blocking."""
-        piece, checksum = self._store.read(request.extent, request.index, request.chunk)
-        if not request.repair or request.chunk:
-            return Piece(checksum=checksum), (piece,)
+    def _read(self, request: ReadPiece) -> tuple[Piece, list[Frame]]:
+        """Read the pieces of a request, and for who repairs the hints of their shard. Blocking."""
+        first = request.chunk
+        pieces, checksums = [], []
+        for chunk in range(first, first + request.count):
+            piece, checksum = self._store.read(request.extent, request.index, chunk)
+            pieces.append(piece)
+            checksums.append(checksum)
+        following = tuple(checksums[1:])
+        if not request.repair or first:
+            return Piece(checksum=checksums[0], following=following), pieces
         header = self._store.header(request.extent, request.index)
-        return Piece(checksum=checksum, version=header.version, name=header.name), (piece,)
+        hints = Piece(checksum=checksums[0], following=following, version=header.version, name=header.name)
+        return hints, pieces
 
     # -- the master ----------------------------------------------------------------------------
 

@@ -12,14 +12,14 @@ import trio
 from droppexd.brief import BriefWork
 from droppexd.coding import piece_checksum
 from droppexd.errors import DroppexError, IntegrityError, PeerBusy, RemoteProtocolError, StoreError
-from droppexd.model import SMALL_SIZE, ExtentId, ShardHeader
+from droppexd.model import EXTENT_CHUNKS, SMALL_SIZE, ExtentId, ShardHeader
 from droppexd.roles.ordered import Turns
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore, ShardWriter, SmallShard
-from droppexd.wire.messages import WritePiece
+from droppexd.wire.messages import MOST_TOGETHER, WritePiece
 from droppexd.wire.transport import Frame
 
-CREDIT = 8
+CREDIT = 2 * MOST_TOGETHER
 """Pieces of one shard that may be unanswered: 8 MiB at 4+2."""
 
 _MOST_STREAMS = 512
@@ -92,41 +92,51 @@ class ShardStream:
         self._given_up = False
 
     def admit(self, request: WritePiece) -> None:
-        """Count a piece in, in order of arrival; raise RemoteProtocolError at a gap."""
+        """Count the pieces of a message in, in order of arrival; raise RemoteProtocolError at a gap."""
+        count = piece_count(request)
         if request.chunk != self.arrived:
             raise RemoteProtocolError(f"piece {request.chunk} came where {self.arrived} was due")
+        if self.arrived + count > EXTENT_CHUNKS:
+            raise RemoteProtocolError(f"a shard of more than {EXTENT_CHUNKS} pieces")
         if request.layout != self.first.layout or request.chunk_size != self.first.chunk_size:
             raise RemoteProtocolError("the layout changed within a shard")
-        if self.unanswered >= CREDIT:
+        if self.unanswered + count > CREDIT:
             raise PeerBusy("more pieces came than credit was given")
-        self.arrived += 1
-        self.unanswered += 1
+        self.arrived += count
+        self.unanswered += count
 
-    async def write(self, request: WritePiece, piece: Frame, runtime: Runtime) -> int:
-        """Verify and write one piece in its turn; return the shard's generation after the last."""
+    def answered(self, request: WritePiece, now: float) -> None:
+        """Count the pieces of a message out again."""
+        self.unanswered -= piece_count(request)
+        self.heard = now
+
+    async def write(self, request: WritePiece, pieces: Sequence[Frame], runtime: Runtime) -> int:
+        """Verify and write pieces in their turn; return the shard's generation after the last."""
         await self._turns.wait(request.chunk)
-        generation = await runtime.run_blocking(self._write, request, piece)
-        self._turns.pass_on()
+        generation = await runtime.run_blocking(self._write, request, pieces)
+        self._turns.pass_on(len(pieces))
         return generation
 
     def due(self, chunk: int) -> bool:
         """Whether all pieces before this one are written."""
         return self._turns.due(chunk)
 
-    def write_now(self, request: WritePiece, piece: Frame) -> None:
-        """Verify and write the piece that is due; it is not the last. Blocking."""
-        self._write(request, piece)
-        self._turns.pass_on()
+    def write_now(self, request: WritePiece, pieces: Sequence[Frame]) -> None:
+        """Verify and write the pieces that are due; the last is not among them. Blocking."""
+        self._write(request, pieces)
+        self._turns.pass_on(len(pieces))
 
-    def _write(self, request: WritePiece, piece: Frame) -> int:
-        verify_piece(request, piece)
+    def _write(self, request: WritePiece, pieces: Sequence[Frame]) -> int:
+        for place, piece in enumerate(pieces):
+            verify_piece(request, piece, place)
         with self._lock:
             if self._given_up:
                 raise StoreError("the shard was given up")
             if self._writer is None:
                 self._writer = self._store.begin(0)
-            self._writer.write(request.chunk, piece)
-            self._checksums.append(request.checksum)
+            for chunk, piece in enumerate(pieces, request.chunk):
+                self._writer.write(chunk, piece)
+            self._checksums += (request.checksum, *request.following)
             if not request.last:
                 return 0
             return self._writer.finish(header_of(self.first, request.size, self._checksums))
@@ -143,10 +153,15 @@ class ShardStream:
                 self._writer.abort()
 
 
-def verify_piece(request: WritePiece, piece: Frame) -> None:
-    """Raise IntegrityError unless the piece is what its sender coded."""
-    found = piece_checksum(request.extent, request.layout, request.index, request.chunk, piece)
-    if found != request.checksum:
+def piece_count(request: WritePiece) -> int:
+    """Return how many pieces the request says that it brings."""
+    return 1 + len(request.following)
+
+
+def verify_piece(request: WritePiece, piece: Frame, place: int = 0) -> None:
+    """Raise IntegrityError unless the piece in this place of the request is what its sender coded."""
+    found = piece_checksum(request.extent, request.layout, request.index, request.chunk + place, piece)
+    if found != (request.following[place - 1] if place else request.checksum):
         raise IntegrityError(f"shard {request.index} of extent {request.extent} arrived damaged")
 
 
@@ -167,7 +182,18 @@ def header_of(first: WritePiece, size: int, checksums: Sequence[bytes]) -> Shard
 
 def is_small(request: WritePiece, body: Sequence[Frame]) -> bool:
     """Whether this one message is a whole small shard."""
-    return request.chunk == 0 and request.last and len(body) == 1 and len(body[0]) <= SMALL_SIZE
+    return (
+        request.chunk == 0
+        and request.last
+        and not request.following
+        and len(body) == 1
+        and len(body[0]) <= SMALL_SIZE
+    )
+
+
+def _whole(request: WritePiece, body: Sequence[Frame]) -> bool:
+    """Whether there is a frame for each piece that the request speaks of."""
+    return len(body) == piece_count(request)
 
 
 class ShardStreams:
@@ -206,14 +232,16 @@ class ShardStreams:
         return stream
 
     def write_now(self, stream: ShardStream, request: WritePiece, body: Sequence[Frame]) -> bool:
-        """Write an admitted piece at once, if it is due and the disk takes it at once; return whether it did.
+        """Write admitted pieces at once, if they are due and the disk takes them; return whether it did.
 
         The last piece of a shard brings its flush, which is for a thread.
         """
-        if request.last or len(body) != 1 or not (self._writes.brief and stream.due(request.chunk)):
+        if request.last or not _whole(request, body):
+            return False
+        if not (self._writes.brief and stream.due(request.chunk)):
             return False
         try:
-            self._writes.now(stream.write_now, request, body[0])
+            self._writes.now(stream.write_now, request, body)
         except DroppexError as error:
             stream.break_off(error)
             if isinstance(error, StoreError):
@@ -222,17 +250,16 @@ class ShardStreams:
             self._forget(request.extent, request.index, stream)
             raise
         finally:
-            stream.unanswered -= 1
-            stream.heard = self._runtime.clock.now()
+            stream.answered(request, self._runtime.clock.now())
         return True
 
     async def write(self, stream: ShardStream, request: WritePiece, body: Sequence[Frame]) -> int:
-        """Write one admitted piece; a shard with a failed piece is forgotten whole."""
+        """Write admitted pieces; a shard with a failed piece is forgotten whole."""
         finished = request.last
         try:
-            if len(body) != 1:
-                raise RemoteProtocolError("a piece without its bytes")
-            return await stream.write(request, body[0], self._runtime)
+            if not _whole(request, body):
+                raise RemoteProtocolError("a piece without its bytes, or bytes without their piece")
+            return await stream.write(request, body, self._runtime)
         except BaseException as error:
             finished = True
             # Pieces behind this one must not wait for a turn that never comes.
@@ -244,8 +271,7 @@ class ShardStreams:
                 await self._runtime.run_blocking(stream.abort)
             raise
         finally:
-            stream.unanswered -= 1
-            stream.heard = self._runtime.clock.now()
+            stream.answered(request, self._runtime.clock.now())
             if finished:
                 self._forget(request.extent, request.index, stream)
 

@@ -44,6 +44,15 @@ from droppexd.schema import Bounds, record
 
 PROTOCOL_VERSION = 1
 
+MOST_TOGETHER = 4
+"""Consecutive chunks, or pieces of one shard, that one message may carry: one a frame.
+
+Each is as large as before; what is saved is the work around a message, at both of its ends.
+"""
+
+MAX_BODY_FRAMES = MAX_K
+"""Frames of file content in one answer: at the least, all data pieces of one chunk."""
+
 PAGE_LIMIT = 1000
 """Names, shards or extents in one page of anything."""
 
@@ -117,6 +126,7 @@ _ANYONE = tuple(Role)
 Extents = Annotated[tuple[Extent, ...], Bounds(0, MAX_EXTENTS)]
 Pattern = Annotated[str, Bounds(0, MAX_NAME_BYTES)]
 Credit = Annotated[int, Bounds(0, 64)]
+Together = Annotated[int, Bounds(1, MOST_TOGETHER)]
 StreamId = Annotated[int, Bounds(0, 2**63 - 1)]
 ErrorDetails = Annotated[tuple[Annotated[str, Bounds(0, 1024)], ...], Bounds(0, 256)]
 BootId = Annotated[bytes, Bounds(0, 16)]
@@ -200,11 +210,12 @@ class PutSmall(Request[Stored]):
 
 @message(13)
 class PutOpened(Reply):
-    """A put has begun: send chunks of `chunk_size`, at most `credit` of them unanswered."""
+    """A put has begun: send chunks of `chunk_size`, at most `credit` unanswered and `together` a message."""
 
     stream: StreamId
     credit: Credit
     chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
+    together: Together = 1
 
 
 @message(12, reply=PutOpened, callers=_CLIENT)
@@ -220,20 +231,31 @@ class PutOpen(Request[PutOpened]):
 
 @message(15)
 class PutProgress(Reply):
-    """A chunk is with its pools; at most `credit` may now be unanswered. The last brings the receipt."""
+    """The chunks are with their pools; at most `credit` may now be unanswered. The last has the receipt."""
 
     credit: Credit
     receipt: Receipt | None = None
 
 
-@message(14, reply=PutProgress, callers=_CLIENT, body_frames=1, body_bytes=CHUNK_SIZE)
+@message(
+    14,
+    reply=PutProgress,
+    callers=_CLIENT,
+    body_frames=MOST_TOGETHER,
+    body_bytes=MOST_TOGETHER * CHUNK_SIZE,
+)
 class PutChunk(Request[PutProgress]):
-    """Send one chunk, in order. Only the last may be short; it brings the BLAKE3 of the whole."""
+    """Send chunks, in order, one a frame; `sequence` is the number of the first.
+
+    `checksums` has one for each (`coding.chunk_checksum`). Only the last chunk of all may be short. The
+    message that holds it says so, and brings the BLAKE3 of the whole.
+    """
 
     stream: StreamId
     sequence: int
     last: bool = False
     blake3: Digest | None = None
+    checksums: Annotated[tuple[Checksum, ...], Bounds(0, MOST_TOGETHER)] = ()
 
 
 @message(16, reply=Done, callers=_CLIENT)
@@ -254,11 +276,12 @@ class KeepStream(Request[Done]):
 # -- client to app: files out ----------------------------------------------------------------------
 
 
-@message(21, body_frames=MAX_K, body_bytes=SMALL_SIZE + CHUNK_SIZE)
+@message(21, body_frames=MAX_BODY_FRAMES, body_bytes=SMALL_SIZE + CHUNK_SIZE)
 class GetOpened(Reply):
     """What the name holds. Small content is the body and `stream` is 0; else ask for its chunks.
 
-    `start` and `end` delimit the bytes that will be sent. The stream sends `parts` parts.
+    `start` and `end` delimit the bytes that will be sent. The stream sends `parts` parts, up to `together`
+    of them in one answer.
     """
 
     stream: StreamId
@@ -272,6 +295,7 @@ class GetOpened(Reply):
     created_ms: int
     metadata: Metadata = ()
     rebuilt: bool = False
+    together: Together = 1
 
 
 @message(20, reply=GetOpened, callers=_CLIENT)
@@ -284,20 +308,21 @@ class GetOpen(Request[GetOpened]):
     version: VersionId | None = None
 
 
-@message(23, body_frames=MAX_K, body_bytes=SMALL_SIZE + CHUNK_SIZE)
+@message(23, body_frames=MAX_BODY_FRAMES, body_bytes=MOST_TOGETHER * CHUNK_SIZE)
 class GetData(Reply):
-    """One part: the body frames one after another. `rebuilt` tells that shards were missing."""
+    """The parts asked for: the body frames one after another. In `rebuilt` of them pieces were missing."""
 
     credit: Credit
-    rebuilt: bool = False
+    rebuilt: Annotated[int, Bounds(0, MOST_TOGETHER)] = 0
 
 
 @message(22, reply=GetData, callers=_CLIENT)
 class GetPart(Request[GetData]):
-    """Ask for a part of an open read, from 0 to `parts` - 1, in any order."""
+    """Ask for `count` parts of an open read from `part` on, of 0 to `parts` - 1, in any order."""
 
     stream: StreamId
     part: int
+    count: Together = 1
 
 
 @message(24, reply=Done, callers=_CLIENT)
@@ -919,9 +944,17 @@ class PieceWritten(Reply):
     generation: int = 0
 
 
-@message(90, reply=PieceWritten, callers=_PEERS, body_frames=1, body_bytes=CHUNK_SIZE)
+@message(
+    90,
+    reply=PieceWritten,
+    callers=_PEERS,
+    body_frames=MOST_TOGETHER,
+    body_bytes=MOST_TOGETHER * CHUNK_SIZE,
+)
 class WritePiece(Request[PieceWritten]):
-    """Write one piece of a shard, in the order of its chunks, from 0; the body is the piece.
+    """Write pieces of a shard, in the order of their chunks, from 0; the body is the pieces, one a frame.
+
+    `chunk` and `checksum` are the first piece's, and `following` the checksums of those behind it.
 
     `boot_id` is empty for chunk 0 and then the one that the pool answered. `size` is the extent's bytes of
     file data, told with the last piece. A shard of one piece is stored by this one message.
@@ -939,6 +972,7 @@ class WritePiece(Request[PieceWritten]):
     last: bool = False
     size: Annotated[int, Bounds(0, CHUNK_SIZE * EXTENT_CHUNKS)] = 0
     name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
+    following: Annotated[tuple[Checksum, ...], Bounds(0, MOST_TOGETHER - 1)] = ()
 
 
 @message(92, reply=Done, callers=_PEERS)
@@ -957,25 +991,28 @@ class KeepShard(Request[Done]):
     index: ShardIndex
 
 
-@message(94, body_frames=1, body_bytes=CHUNK_SIZE)
+@message(94, body_frames=MOST_TOGETHER, body_bytes=MOST_TOGETHER * CHUNK_SIZE)
 class Piece(Reply):
-    """One piece as it is stored; the reader verifies it against the checksum and its identity.
+    """Pieces as they are stored, one a frame; the reader verifies each against its checksum and identity.
 
-    `version` and `name`, hints for people, come to who repairs with the piece of chunk 0.
+    `checksum` is the first piece's, and `following` those of the pieces behind it. `version` and `name`,
+    hints for people, come to who repairs with the piece of chunk 0.
     """
 
     checksum: Checksum
+    following: Annotated[tuple[Checksum, ...], Bounds(0, MOST_TOGETHER - 1)] = ()
     version: VersionId | None = None
     name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
 
 
 @message(93, reply=Piece, callers=_PEERS)
 class ReadPiece(Request[Piece]):
-    """Read one piece of a shard. `repair` tells that no client waits for it."""
+    """Read `count` pieces of a shard, from that of `chunk` on. `repair`: no client waits for it."""
 
     extent: ExtentId
     index: ShardIndex
     chunk: Annotated[int, Bounds(0, EXTENT_CHUNKS - 1)]
+    count: Together = 1
     repair: bool = False
 
 

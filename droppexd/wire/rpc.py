@@ -398,7 +398,7 @@ class Pending(Generic[R]):
         if self.done:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
-            await self._wait(self._cancelled)
+            await self._wait()
         if self._error is not None:
             raise self._error
         assert self._reply is not None
@@ -411,10 +411,11 @@ class Pending(Generic[R]):
 
         Unlike `answer` it takes nothing and abandons nothing.
         """
-        if not self.done:
-            with trio.move_on_after(timeout_s):
-                await self._wait(self._stop_waiting)
-        return self.done
+        return await all_settled((self,), timeout_s)
+
+    def set_timer(self, timeout_s: float, group: "_Group") -> None:
+        """Let that group stop waiting when the time is over."""
+        self._link.set_timer(trio.current_time() + timeout_s, group)
 
     def join(self, group: "_Group | None") -> None:
         """Tell this group when the request is settled; None: tell nobody."""
@@ -426,15 +427,11 @@ class Pending(Generic[R]):
         if not self.done:
             self._settle(None, PeerError("the request was abandoned"))
 
-    async def _wait(self, when_cancelled: Callable[[Any], trio.lowlevel.Abort]) -> None:
+    async def _wait(self) -> None:
         if self._task is not None:
             raise LocalProtocolError("two tasks wait for one answer")
         self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(when_cancelled)
-
-    def _stop_waiting(self, _: Any) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
+        await trio.lowlevel.wait_task_rescheduled(self._cancelled)
 
     def _cancelled(self, _: Any) -> trio.lowlevel.Abort:
         self._task = None
@@ -481,38 +478,61 @@ async def all_settled(pendings: Sequence[Pending[Any]], timeout_s: float) -> boo
     """
     waiting = [pending for pending in pendings if not pending.done]
     if waiting:
-        group = _Group(len(waiting))
-        with trio.move_on_after(timeout_s):
-            await group.wait(waiting)
+        await _Group(waiting).wait(timeout_s)
     return all(pending.done for pending in pendings)
 
 
 class _Group:
-    """A task that waits for several requests."""
+    """A task that waits for several requests.
 
-    __slots__ = ("_left", "_task")
+    The time is kept by the timers of the connections: a cancel scope of its own costs half as much as a
+    request.
+    """
 
-    def __init__(self, left: int) -> None:
-        self._left = left
+    __slots__ = ("_left", "_pendings", "_task")
+
+    def __init__(self, pendings: Sequence[Pending[Any]]) -> None:
+        self._pendings = pendings
+        self._left = len(pendings)
         self._task: trio.lowlevel.Task | None = None
 
-    async def wait(self, pendings: Sequence[Pending[Any]]) -> None:
+    async def wait(self, timeout_s: float) -> None:
+        """Return when all are settled or the time is over."""
         self._task = trio.lowlevel.current_task()
-        for pending in pendings:
+        for pending in self._pendings:
             pending.join(self)
+        self._pendings[0].set_timer(timeout_s, self)
+        await trio.lowlevel.wait_task_rescheduled(self._cancelled)
 
-        def stop_waiting(_: Any) -> trio.lowlevel.Abort:
-            for pending in pendings:
-                pending.join(None)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+    def needs_timer(self, _timer_id: int) -> bool:
+        """Whether the task still waits."""
+        return self._task is not None
 
     def settled(self) -> None:
         """Count one request; wake the task after the last."""
         self._left -= 1
-        if not self._left and self._task is not None:
-            trio.lowlevel.reschedule(self._task)
+        if not self._left:
+            self._wake()
+
+    def expire(self) -> None:
+        """Let the task, if it still waits, go on without those that are not settled."""
+        if self._task is not None:
+            self._leave()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+    def _leave(self) -> None:
+        for pending in self._pendings:
+            pending.join(None)
+
+    def _cancelled(self, _: Any) -> trio.lowlevel.Abort:
+        self._task = None
+        self._leave()
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class _Link:
@@ -575,9 +595,17 @@ class _Link:
         self._pending[request_id] = pending
         return pending
 
+    def set_timer(self, deadline: float, group: _Group) -> None:
+        """Let a group that waits for requests stop waiting then."""
+        self._connections.set_timer(deadline, self._connections.new_id(), group)
+
     def pending(self, request_id: int) -> Pending[Any] | None:
         """Return the request of this id if it still waits."""
         return self._pending.get(request_id)
+
+    def needs_timer(self, timer_id: int) -> bool:
+        """Whether something is still to happen when this timer goes off."""
+        return timer_id in self._pending or (timer_id == self.idle_timer and self.error is None)
 
     def forget(self, request_id: int) -> None:
         """Drop the answer of this request when it comes."""
@@ -643,7 +671,7 @@ class Connections:
         self._next_id = 1
         self._closed = False
         # One heap and one task keep the deadlines of all requests: a cancel scope for each costs more.
-        self._timers: list[tuple[float, int, _Link]] = []
+        self._timers: list[tuple[float, int, _Link | _Group]] = []
         self._most_timers = MOST_STALE_TIMERS
         self._alarm = trio.CancelScope()
 
@@ -715,8 +743,8 @@ class Connections:
         if link is None:
             if self._closed:
                 raise PeerError("this process closes its connections")
-            link = self._links[address] = _Link(address, self._new_id(), self, self._transport)
-            self._set_timer(link.last_used + self._idle_s, link.idle_timer, link)
+            link = self._links[address] = _Link(address, self.new_id(), self, self._transport)
+            self.set_timer(link.last_used + self._idle_s, link.idle_timer, link)
         return link
 
     def _send(
@@ -724,20 +752,22 @@ class Connections:
     ) -> Pending[R] | None:
         if link.error is not None:
             raise link.error
-        request_id = self._new_id()
+        request_id = self.new_id()
         pending = link.send(request, request_id, deadline, self._terms.current, body)
         if pending is not None:
-            self._set_timer(deadline, request_id, link)
+            self.set_timer(deadline, request_id, link)
         return pending
 
-    def _new_id(self) -> int:
+    def new_id(self) -> int:
+        """Return a number for a request or a timer that no other has."""
         self._next_id += 1
         return self._next_id
 
-    def _set_timer(self, deadline: float, timer_id: int, link: _Link) -> None:
+    def set_timer(self, deadline: float, timer_id: int, expires: "_Link | _Group") -> None:
+        """Let a request, an idle link, or a wait for requests expire then."""
         if len(self._timers) >= self._most_timers:
             self._clear_timers()
-        heapq.heappush(self._timers, (deadline, timer_id, link))
+        heapq.heappush(self._timers, (deadline, timer_id, expires))
         if deadline < self._alarm.deadline:  # noqa: PLR1730  Setting it costs ten times the comparison.
             self._alarm.deadline = deadline
 
@@ -750,8 +780,18 @@ class Connections:
                 await trio.sleep_forever()
 
     def _expire(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            _, timer_id, link = heapq.heappop(self._timers)
+        while self._timers:
+            deadline, timer_id, expires = self._timers[0]
+            # Those that nobody needs any more go too: under load each would wake this task in vain.
+            if deadline > now and expires.needs_timer(timer_id):
+                return
+            heapq.heappop(self._timers)
+            if deadline > now:
+                continue
+            if isinstance(expires, _Group):
+                expires.expire()
+                continue
+            link = expires
             if timer_id == link.idle_timer:
                 self._expire_link(link, now)
             else:
@@ -766,14 +806,14 @@ class Connections:
             link.close(PeerError(f"{link.address} was not used for {self._idle_s:g} s"))
             return
         due = link.last_used if link.idle else now
-        self._set_timer(due + self._idle_s, link.idle_timer, link)
+        self.set_timer(due + self._idle_s, link.idle_timer, link)
 
     def _clear_timers(self) -> None:
         """Drop the timers of requests that are done."""
         self._timers = [
-            (deadline, timer_id, link)
-            for deadline, timer_id, link in self._timers
-            if link.pending(timer_id) is not None or (timer_id == link.idle_timer and link.error is None)
+            (deadline, timer_id, expires)
+            for deadline, timer_id, expires in self._timers
+            if expires.needs_timer(timer_id)
         ]
         heapq.heapify(self._timers)
         self._most_timers = MOST_STALE_TIMERS + 2 * len(self._timers)

@@ -23,7 +23,7 @@ from droppexd.model import (
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_session import MapView
 from droppexd.roles.suspects import Suspects
-from droppexd.wire.messages import Found, Piece
+from droppexd.wire.messages import MOST_TOGETHER, Found, GetData, Piece
 
 relaxed = settings(deadline=None, max_examples=200)
 POOLS = 7
@@ -85,11 +85,12 @@ class Answered:
 
 
 class Connections:
-    """Pools in memory. `faults` says what is wrong with those of the lowest numbers."""
+    """Pools in memory. `faults` says what is wrong with pools, `wrong` which (shard, chunk) have a bit flipped."""
 
-    def __init__(self, stored, faults):
+    def __init__(self, stored, faults, wrong=()):
         self._stored = stored
         self._faults = faults
+        self._wrong = wrong
 
     def connected(self, address):
         return True
@@ -98,7 +99,6 @@ class Connections:
         await trio.lowlevel.checkpoint()
 
     def begin(self, address, request, *, timeout_s):
-        piece, checksum = self._stored.pieces[request.extent, request.index, request.chunk]
         fault = self._faults.get(int(address))
         if fault == "unreachable":
             raise PeerError("gone")
@@ -106,17 +106,23 @@ class Connections:
             return Answered(PeerError("lost"))
         if fault == "not there":
             return Answered(NoSuchShard("no"))
-        if fault == "flipped":
+        chunks = range(request.chunk, request.chunk + request.count)
+        held = [self._read(request.extent, request.index, chunk, fault) for chunk in chunks]
+        checksums = tuple(checksum for _, checksum in held)
+        return Answered((Piece(checksum=checksums[0], following=checksums[1:]), [piece for piece, _ in held]))
+
+    def _read(self, extent, index, chunk, fault):
+        piece, checksum = self._stored.pieces[extent, index, chunk]
+        if fault == "flipped" or (index, chunk) in self._wrong:
             piece = bytes([piece[0] ^ 1]) + piece[1:]
         if fault == "short":
             piece = piece[:-1]
         if fault == "other piece":
-            other = (request.index + 1) % 2
-            piece, checksum = self._stored.pieces[request.extent, other, request.chunk]
-        return Answered((Piece(checksum=checksum), [piece]))
+            piece, checksum = self._stored.pieces[extent, (index + 1) % 2, chunk]
+        return piece, checksum
 
 
-def reader_of(stored, faults):
+def reader_of(stored, faults, wrong=()):
     pools = tuple(
         PoolInfo(
             number=number,
@@ -135,7 +141,7 @@ def reader_of(stored, faults):
     cluster = ClusterMap(cluster_id=bytes(16), incarnation=bytes(16), term=1, version=1, pools=pools)
     clock = SimpleNamespace(now=trio.current_time)
     return Reader(
-        Connections(stored, faults),
+        Connections(stored, faults, wrong),
         SimpleNamespace(view=MapView(cluster)),
         None,
         SimpleNamespace(clock=clock, run_blocking=trio.to_thread.run_sync),
@@ -144,31 +150,35 @@ def reader_of(stored, faults):
     )
 
 
-async def read_all(download):
-    parts, rebuilt = [], 0
-    for part in range(download.parts):
-        frames, was_rebuilt = await download.read_part(part)
+async def read_all(download, together=1):
+    parts, rebuilt, part = [], 0, 0
+    while part < download.parts:
+        count = min(together, download.together, download.parts - part)
+        frames, was_rebuilt = await download.read_parts(part, count)
         assert frames
+        assert len(frames) <= GetData.body_frames
         assert all(len(frame) for frame in frames)
+        assert 0 <= was_rebuilt <= count
         parts += frames
         rebuilt += was_rebuilt
+        part += count
     return b"".join(parts), rebuilt
 
 
-def check(stored, start, length, faults):
+def check(stored, start, length, faults, together=1, wrong=()):
     async def main():
         if start > len(stored.content):
             with pytest.raises(InvalidRequest):
                 Download(reader_of(stored, faults), stored.found(), start, length)
             return 0
-        download = Download(reader_of(stored, faults), stored.found(), start, length)
+        download = Download(reader_of(stored, faults, wrong), stored.found(), start, length)
         expected = stored.content[start:] if length is None else stored.content[start : start + length]
         assert (download.start, download.end) == (start, start + len(expected))
-        content, rebuilt = await read_all(download)
+        content, rebuilt = await read_all(download, together)
         assert content == expected
-        for part in (-1, download.parts):
+        for part, count in ((-1, 1), (download.parts, 1), (0, download.parts + 1), (0, MOST_TOGETHER + 1)):
             with pytest.raises(InvalidRequest):
-                await download.read_part(part)
+                await download.read_parts(part, count)
         return rebuilt
 
     return trio.run(main)
@@ -183,19 +193,30 @@ def shapes_of(least_parity):
 
 starts = st.integers(0, 250)
 lengths = st.none() | st.integers(0, 250) | st.just(2**62)
+togethers = st.integers(1, MOST_TOGETHER)
 faults = st.sampled_from(["unreachable", "lost", "not there", "flipped", "short", "other piece"])
 
 
 @relaxed
-@given(shapes_of(0), starts, lengths)
-def test_parts_together_are_the_range(shapes, start, length):
-    assert check(StoredFile(shapes), start, length, {}) == 0
+@given(shapes_of(0), starts, lengths, togethers)
+def test_parts_together_are_the_range(shapes, start, length, together):
+    assert check(StoredFile(shapes), start, length, {}, together) == 0
 
 
 @relaxed
-@given(shapes_of(2), starts, lengths, st.dictionaries(st.integers(1, POOLS), faults, max_size=2))
-def test_the_range_is_right_whichever_pieces_are_not(shapes, start, length, faults):
-    check(StoredFile(shapes), start, length, faults)
+@given(shapes_of(2), starts, lengths, togethers, st.dictionaries(st.integers(1, POOLS), faults, max_size=2))
+def test_the_range_is_right_whichever_pieces_are_not(shapes, start, length, together, faults):
+    check(StoredFile(shapes), start, length, faults, together)
+
+
+@relaxed
+@given(shapes_of(2), starts, lengths, togethers, st.randoms(use_true_random=False))
+def test_the_range_is_right_when_other_shards_are_wrong_in_each_chunk(
+    shapes, start, length, together, random
+):
+    shards = min((k + m for k, m, _, _ in shapes), default=3)
+    wrong = {(index, chunk) for chunk in range(64) for index in random.sample(range(shards), 2)}
+    check(StoredFile(shapes), start, length, {}, together, wrong)
 
 
 def test_a_range_within_one_piece_asks_one_pool_only():
@@ -223,7 +244,7 @@ def test_whole_pieces_are_handed_on_without_a_copy():
 
     async def main():
         download = Download(reader_of(stored, {}), stored.found(), 0, None)
-        frames, _ = await download.read_part(0)
+        frames, _ = await download.read_parts(0)
         for index, frame in enumerate(frames):
             assert frame is stored.pieces[ExtentId(1, 1), index, 0][0]
 

@@ -8,7 +8,17 @@ import trio
 from blake3 import blake3
 
 from droppexd.client import open_client
-from droppexd.errors import CatalogError, IntegrityError, NoSuchShard, NotFound, PeerError, SessionClosed
+from droppexd.coding import chunk_checksum
+from droppexd.errors import (
+    CatalogError,
+    DroppexError,
+    IntegrityError,
+    InvalidRequest,
+    NoSuchShard,
+    NotFound,
+    PeerError,
+    SessionClosed,
+)
 from droppexd.model import SMALL_SIZE, ClusterMap, Layout, PoolInfo, Receipt, Role
 from droppexd.roles.app import AppSettings, serve_app
 from droppexd.wire.messages import (
@@ -25,6 +35,7 @@ from droppexd.wire.messages import (
     OpenSession,
     Piece,
     PieceWritten,
+    PutAbort,
     PutChunk,
     PutOpen,
     PutSmall,
@@ -61,15 +72,19 @@ class Pool:
 
     async def write(self, _call, request, body):
         async with self.work():
-            self.pieces[request.extent, request.index, request.chunk] = (bytes(body[0]), request.checksum)
+            for place, checksum in enumerate((request.checksum, *request.following)):
+                key = (request.extent, request.index, request.chunk + place)
+                self.pieces[key] = (bytes(body[place]), checksum)
             return PieceWritten(boot_id=bytes(16), credit=8)
 
     async def read(self, _call, request, _body):
         async with self.work():
             if (request.extent, request.index, request.chunk) not in self.pieces:
                 raise NoSuchShard("not here")
-            piece, checksum = self.pieces[request.extent, request.index, request.chunk]
-            return Piece(checksum=checksum), [piece]
+            chunks = range(request.chunk, request.chunk + request.count)
+            held = [self.pieces[request.extent, request.index, chunk] for chunk in chunks]
+            checksums = tuple(checksum for _, checksum in held)
+            return Piece(checksum=checksums[0], following=checksums[1:]), [piece for piece, _ in held]
 
     async def abort(self, _call, _request, _body):
         return Done()
@@ -328,7 +343,8 @@ def test_chunks_out_of_order_or_beyond_the_credit_are_refused(scene):
         one.slow(5.0, 5.0)
 
         def send(sequence):
-            request = PutChunk(stream=opened.stream, sequence=sequence)
+            checksum = chunk_checksum(sequence, bytes(CHUNK))
+            request = PutChunk(stream=opened.stream, sequence=sequence, checksums=(checksum,))
             return connections.begin(one.address, request, (bytes(CHUNK),), timeout_s=60)
 
         ahead = send(1)
@@ -354,6 +370,41 @@ def test_a_transfer_belongs_to_the_client_that_opened_it(scene):
                 await theirs.call(one.address, request, timeout_s=5)
 
     scene(body)
+
+
+@pytest.mark.parametrize(
+    ("changes", "body", "error"),
+    [
+        ({}, [bytes(CHUNK), bytes(CHUNK)], None),
+        ({}, [bytes(CHUNK), bytes(CHUNK - 1) + b"1"], "chunk 1 arrived damaged"),
+        (
+            {"checksums": (chunk_checksum(1, bytes(CHUNK)),) * 2},
+            [bytes(CHUNK)] * 2,
+            "chunk 0 arrived damaged",
+        ),
+        ({"checksums": (chunk_checksum(0, bytes(CHUNK)),)}, [bytes(CHUNK)] * 2, "1 checksums of 2 chunks"),
+        ({"checksums": ()}, [bytes(CHUNK)] * 2, "0 checksums of 2 chunks"),
+        ({"last": True}, [bytes(CHUNK)] * 2, "BLAKE3 of the whole comes with the last"),
+        ({"blake3": bytes(32)}, [bytes(CHUNK)] * 2, "BLAKE3 of the whole comes with the last"),
+        ({}, [], "a chunk of 0 bytes"),
+    ],
+)
+def test_chunks_are_taken_when_they_are_what_was_sent(scene, changes, body, error):
+    async def story(one):
+        connections = await one.stage.connections("raw", Role.CLIENT)
+        opened, _ = await connections.call(one.address, PutOpen(name="a/b", condition=ANYTHING), timeout_s=5)
+        checksums = tuple(chunk_checksum(number, bytes(CHUNK)) for number in range(2))
+        fields = {"stream": opened.stream, "sequence": 0, "checksums": checksums, **changes}
+        if error is None:
+            await connections.call(one.address, PutChunk(**fields), body, timeout_s=5)
+        else:
+            with pytest.raises(DroppexError, match=error):
+                await connections.call(one.address, PutChunk(**fields), body, timeout_s=5)
+            with pytest.raises(InvalidRequest, match="no such put"):
+                await connections.call(one.address, PutAbort(stream=opened.stream), timeout_s=5)
+        assert not one.master.names
+
+    scene(story)
 
 
 def test_a_small_file_that_arrived_damaged_is_refused(scene):

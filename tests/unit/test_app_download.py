@@ -44,17 +44,18 @@ class Pool:
         self.damage = None
 
     async def read(self, _call, request, _body):
-        self.reads.append((request.index, request.chunk))
+        chunks = range(request.chunk, request.chunk + request.count)
+        self.reads.extend((request.index, chunk) for chunk in chunks)
         await trio.sleep(self.late_s)
         if self.error is not None:
             raise self.error
-        held = self.pieces.get((request.extent, request.index, request.chunk))
-        if held is None:
+        held = [self.pieces.get((request.extent, request.index, chunk)) for chunk in chunks]
+        if None in held:
             raise NoSuchShard("not here")
-        piece, checksum = held
         if self.damage is not None:
-            piece, checksum = self.damage(piece, checksum)
-        return Piece(checksum=checksum), [piece]
+            held = [self.damage(piece, checksum) for piece, checksum in held]
+        checksums = tuple(checksum for _, checksum in held)
+        return Piece(checksum=checksums[0], following=checksums[1:]), [piece for piece, _ in held]
 
 
 class Scene:
@@ -126,7 +127,7 @@ class Scene:
         download = Download(self.reader, self.found, start, length)
         frames, rebuilt = [], 0
         for part in range(download.parts if parts is None else parts):
-            found, was_rebuilt = await download.read_part(part)
+            found, was_rebuilt = await download.read_parts(part)
             frames += found
             rebuilt += was_rebuilt
         return b"".join(frames), rebuilt
@@ -304,7 +305,7 @@ def test_a_busy_pool_is_as_good_as_a_lost_one(play):
 def test_shards_that_moved_meanwhile_are_found_again(play):
     async def body(one):
         download = Download(one.reader, one.found, 0, None)
-        await download.read_part(0)
+        await download.read_parts(0)
         for number in (1, 2, 3):
             one.pools[number + 4].pieces.update(one.pools[number].pieces)
             if number != 1:
@@ -312,7 +313,7 @@ def test_shards_that_moved_meanwhile_are_found_again(play):
         one.pools[5].pieces = {**one.pools[5].pieces, **one.pools[1].pieces}
         one.pools[4].pieces.clear()
         one.found = one.placed_on(1, 6, 7, MISSING, 5)
-        frames, rebuilt = await download.read_part(1)
+        frames, rebuilt = await download.read_parts(1)
         assert (b"".join(frames), rebuilt) == (CONTENT[CHUNK : 2 * CHUNK], False)
         assert [request.version for request in one.lookups] == [VersionId(1, 2)]
 
@@ -322,12 +323,12 @@ def test_shards_that_moved_meanwhile_are_found_again(play):
 def test_a_file_that_was_removed_while_it_was_read_is_stale(play):
     async def body(one):
         download = Download(one.reader, one.found, 0, None)
-        await download.read_part(0)
+        await download.read_parts(0)
         for number in (1, 2, 3):
             one.pools[number].pieces.clear()
         one.found = None
         with pytest.raises(StaleRead):
-            await download.read_part(1)
+            await download.read_parts(1)
 
     scene(play, body)
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 from blake3 import blake3
 
-from droppexd.coding import piece_checksum, rebuild_pieces
+from droppexd.coding import chunk_checksum, piece_checksum, rebuild_pieces
 from droppexd.errors import (
     Conflict,
     DroppexError,
@@ -30,7 +30,16 @@ from droppexd.roles.app_session import MapView, Session
 from droppexd.roles.app_upload import STALL_S, Outlets, Upload, Wanted
 from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import Suspects
-from droppexd.wire.messages import ANYTHING, AbortShard, Commit, Committed, Done, PieceWritten, WritePiece
+from droppexd.wire.messages import (
+    ANYTHING,
+    MOST_TOGETHER,
+    AbortShard,
+    Commit,
+    Committed,
+    Done,
+    PieceWritten,
+    WritePiece,
+)
 
 CHUNK = 1000
 LAYOUT = Layout(2, 2)
@@ -50,13 +59,15 @@ class Pool:
         self.released = trio.Event()
         self.pace_s = 0.0
         self.restart_at = None
+        self.messages = []
         self._turn = trio.Lock()
         self._arrived = {}
 
-    def admit(self, _peer, request, _body):
+    def admit(self, _peer, request, body):
         arrived = self._arrived.get((request.extent, request.index), 0)
         assert request.chunk == arrived
-        self._arrived[request.extent, request.index] = arrived + 1
+        self._arrived[request.extent, request.index] = arrived + len(body)
+        self.messages.append((request.chunk, len(body)))
 
     async def write(self, _call, request, body):
         if request.chunk in self.fail:
@@ -68,9 +79,11 @@ class Pool:
                 await trio.sleep(self.pace_s)
         if self.restart_at is None:
             assert request.boot_id == (self.boot_id if request.chunk else b"")
-        found = piece_checksum(request.extent, request.layout, request.index, request.chunk, body[0])
-        assert found == request.checksum
-        self.pieces.setdefault((request.extent, request.index), {})[request.chunk] = bytes(body[0])
+        held = self.pieces.setdefault((request.extent, request.index), {})
+        checksums = (request.checksum, *request.following)
+        for chunk, (piece, checksum) in enumerate(zip(body, checksums, strict=True), request.chunk):
+            assert checksum == piece_checksum(request.extent, request.layout, request.index, chunk, piece)
+            held[chunk] = bytes(piece)
         if request.last:
             self.sizes[request.extent] = request.size
         boot_id = b"another start---" if request.chunk == self.restart_at else self.boot_id
@@ -161,8 +174,8 @@ class Scene:
         wanted = Wanted(name="a/b", condition=ANYTHING, layout=None, metadata=(), size=size)
         return Upload(self.outlets, wanted, ids)
 
-    async def put(self, data, *, window=4):
-        """Send the chunks of `data`, `window` of them side by side, and commit."""
+    async def put(self, data, *, window=4, together=1):
+        """Send the chunks of `data`, so many a message and `window` messages side by side, and commit."""
         chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
         with self.session.work() as ids:
             upload = self.upload(ids)
@@ -170,13 +183,14 @@ class Scene:
                 room = trio.Semaphore(window)
                 async with trio.open_nursery() as nursery:
 
-                    async def send(number, chunk):
-                        await upload.send_chunk(number, chunk, last=number == len(chunks) - 1)
+                    async def send(number):
+                        some = chunks[number : number + together]
+                        await upload.send_chunks(number, some, last=number + together >= len(chunks))
                         room.release()
 
-                    for number, chunk in enumerate(chunks):
+                    for number in range(0, len(chunks), together):
                         await room.acquire()
-                        nursery.start_soon(send, number, chunk)
+                        nursery.start_soon(send, number)
                 return await upload.finish(blake3(data).digest())
             except BaseException:
                 await upload.abort()
@@ -244,6 +258,41 @@ def test_a_new_extent_begins_after_64_chunks(play):
         assert one.content() == data
 
     scene(play, 5, body)
+
+
+@pytest.mark.parametrize("together", [2, 3, MOST_TOGETHER])
+def test_chunks_that_come_together_go_out_together_within_their_extent(play, together):
+    async def body(one):
+        data = content_of(130)
+        await one.put(data, window=2, together=together)
+        assert one.content() == data
+        assert [extent.size for extent in one.master.commit.extents] == [
+            64 * CHUNK,
+            64 * CHUNK,
+            2 * CHUNK + 10,
+        ]
+        for pool in one.pools.values():
+            assert all(chunk + count <= 64 for chunk, count in pool.messages)
+            assert all(count == 1 for chunk, count in pool.messages if chunk == 0)
+            assert max(count for _, count in pool.messages) == together
+
+    scene(play, 4, body)
+
+
+def test_pieces_go_one_by_one_while_pools_are_slow(play):
+    async def body(one):
+        for pool in one.pools.values():
+            pool.pace_s = 1.5
+        await one.put(content_of(12), window=1, together=4)
+        for pool in one.pools.values():
+            assert [count for _, count in pool.messages] == [1] * 13
+            pool.pace_s = 0.0
+            pool.messages.clear()
+        await one.put(content_of(12), window=1, together=4)
+        for pool in one.pools.values():
+            assert [count for _, count in pool.messages] == [1, 3, 4, 4, 1]
+
+    scene(play, 4, body)
 
 
 @pytest.mark.parametrize("error", [StoreFull("full"), IntegrityError("damaged"), PeerError("busy")])
@@ -330,7 +379,7 @@ def test_no_chunk_waits_for_ever_behind_one_that_failed(play):
 
             async def send(number):
                 try:
-                    await upload.send_chunk(number, bytes(CHUNK), last=False)
+                    await upload.send_chunks(number, [bytes(CHUNK)], last=False)
                 except DroppexError as error:
                     errors.append(error)
 
@@ -340,7 +389,7 @@ def test_no_chunk_waits_for_ever_behind_one_that_failed(play):
                         nursery.start_soon(send, number)
             assert [type(error) for error in errors] == [NotEnoughShards] * 4
             with pytest.raises(NotEnoughShards):
-                await upload.finish(None)
+                await upload.finish(bytes(32))
 
     scene(play, 4, body)
 
@@ -433,12 +482,13 @@ def test_what_arrived_damaged_is_not_committed(play):
     async def body(one):
         with one.session.work() as ids:
             upload = one.upload(ids)
-            await upload.send_chunk(0, b"content", last=True)
-            with pytest.raises(IntegrityError):
-                await upload.finish(blake3(b"Content").digest())
+            with pytest.raises(IntegrityError, match="chunk 0 arrived damaged"):
+                await upload.send_chunks(
+                    0, [b"content"], last=True, checksums=[chunk_checksum(0, b"Content")]
+                )
         with one.session.work() as ids:
             upload = one.upload(ids, size=8)
-            await upload.send_chunk(0, b"content", last=True)
+            await upload.send_chunks(0, [b"content"], last=True)
             with pytest.raises(IntegrityError):
                 await upload.finish(blake3(b"content").digest())
         assert one.master.commit is None
@@ -463,9 +513,9 @@ def test_a_chunk_of_the_wrong_length_is_refused(play, length, last):
         with one.session.work() as ids:
             upload = one.upload(ids)
             with pytest.raises(RemoteProtocolError):
-                await upload.send_chunk(0, bytes(length), last=last)
+                await upload.send_chunks(0, [bytes(length)], last=last)
             with pytest.raises(RemoteProtocolError):
-                await upload.send_chunk(1, bytes(CHUNK), last=True)
+                await upload.send_chunks(1, [bytes(CHUNK)], last=True)
 
     scene(play, 4, body)
 
@@ -476,12 +526,12 @@ def test_an_aborted_put_commits_nothing_and_ends_what_waits(play):
             pool.hold = 1
         with one.session.work() as ids:
             upload = one.upload(ids)
-            await upload.send_chunk(0, bytes(CHUNK), last=False)
+            await upload.send_chunks(0, [bytes(CHUNK)], last=False)
             ended = []
 
             async def send():
                 with pytest.raises(PeerError):
-                    await upload.send_chunk(2, bytes(CHUNK), last=False)
+                    await upload.send_chunks(2, [bytes(CHUNK)], last=False)
                 ended.append(2)
 
             one.stage.nursery.start_soon(send)
@@ -490,7 +540,7 @@ def test_an_aborted_put_commits_nothing_and_ends_what_waits(play):
             await trio.sleep(1)
             assert ended == [2]
             with pytest.raises(PeerError):
-                await upload.finish(None)
+                await upload.finish(bytes(32))
         assert all(len(pool.aborted) == 1 for pool in one.pools.values())
 
     scene(play, 4, body)
@@ -506,7 +556,7 @@ def test_what_broke_the_put_off_is_told_and_not_what_came_of_it(play):
 
             async def send(number, data):
                 try:
-                    await upload.send_chunk(number, data, last=False)
+                    await upload.send_chunks(number, [data], last=False)
                 except DroppexError as error:
                     errors[number] = error
 

@@ -8,6 +8,7 @@ import trio
 from blake3 import blake3
 
 from droppexd.client import open_client
+from droppexd.coding import chunk_checksum
 from droppexd.errors import (
     Conflict,
     IntegrityError,
@@ -47,6 +48,9 @@ CHUNK = 64 * 1024
 VERSION = VersionId(1, 1)
 LARGE = bytes(place * 31 % 251 for place in range(SMALL_SIZE + 3 * CHUNK + 17))
 
+HALVES = (slice(0, 100), slice(100, None))
+"""A part comes in several frames."""
+
 
 class App:
     """Keeps what it is given in memory; faults are planted from outside."""
@@ -60,6 +64,7 @@ class App:
         self.fail = {}
         self.wrong_digest = False
         self.pace_s = 0.001
+        self.together = 1
         self.names = []
         self.spoil = None
         self.aborted = []
@@ -86,9 +91,11 @@ class App:
     def admissions(self):
         return {PutChunk: self.arrive, GetPart: self.arrive}
 
-    def arrive(self, _peer, request, _body):
+    def arrive(self, _peer, request, body):
         self.requests.append(request)
-        self.in_flight += 1
+        count = len(body) if type(request) is PutChunk else request.count
+        assert 1 <= count <= self.together
+        self.in_flight += count
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
     def receipt(self, name, content):
@@ -116,18 +123,21 @@ class App:
         self.requests.append(request)
         self._parts = {}
         self._name = request.name
-        return PutOpened(stream=7, credit=self.credits[0], chunk_size=CHUNK)
+        return PutOpened(stream=7, credit=self.credits[0], chunk_size=CHUNK, together=self.together)
 
     async def put_chunk(self, _call, request, body):
         try:
             await trio.sleep(self.pace_s)
             if request.sequence in self.fail:
                 raise self.fail[request.sequence]
-            self._parts[request.sequence] = bytes(body[0])
+            expected = zip(body, request.checksums, strict=True)
+            for number, (chunk, checksum) in enumerate(expected, request.sequence):
+                assert checksum == chunk_checksum(number, chunk)
+                self._parts[number] = bytes(chunk)
             assert (request.blake3 is not None) == request.last
             receipt = None
             if request.last:
-                while len(self._parts) <= request.sequence:
+                while len(self._parts) < request.sequence + len(body):
                     await trio.sleep(0.001)
                 content = b"".join(part for _, part in sorted(self._parts.items()))
                 assert request.blake3 == blake3(content).digest()
@@ -135,7 +145,7 @@ class App:
                 receipt = self.receipt(self._name, content)
             return PutProgress(credit=self.credit_after(request.sequence), receipt=receipt)
         finally:
-            self.in_flight -= 1
+            self.in_flight -= len(body)
 
     def credit_after(self, number):
         return self.credits[min(number + 1, len(self.credits) - 1)]
@@ -163,6 +173,7 @@ class App:
             parts=len(self._chunks),
             blake3=blake3(content).digest(),
             created_ms=0,
+            together=self.together,
         )
         return (opened, self.spoiled([self._range] if self._range else [])) if small else opened
 
@@ -174,11 +185,11 @@ class App:
             await trio.sleep(self.pace_s)
             if request.part in self.fail:
                 raise self.fail[request.part]
-            chunk = self._chunks[request.part]
-            frames = self.spoiled([chunk[:100], chunk[100:]])
-            return GetData(credit=self.credit_after(request.part), rebuilt=request.part == 1), frames
+            parts = range(request.part, request.part + request.count)
+            frames = self.spoiled([self._chunks[part][half] for part in parts for half in HALVES])
+            return GetData(credit=self.credit_after(request.part), rebuilt=int(1 in parts)), frames
         finally:
-            self.in_flight -= 1
+            self.in_flight -= request.count
 
     async def get_close(self, _call, request, _body):
         self.closed.append(request.stream)
@@ -241,7 +252,8 @@ def test_a_small_file_is_one_message(with_client, size, way):
     "size", [SMALL_SIZE + 1, 2 * CHUNK + SMALL_SIZE, 4 * CHUNK, 4 * CHUNK + 1, len(LARGE)]
 )
 @pytest.mark.parametrize("way", ["bytes", "file", "unknown length", "trickle"])
-def test_a_large_file_is_a_stream_of_chunks(with_client, size, way):
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_a_large_file_is_a_stream_of_chunks(with_client, size, way, together):
     class Trickle(io.RawIOBase):
         """A pipe: gives a little at a time."""
 
@@ -254,6 +266,7 @@ def test_a_large_file_is_a_stream_of_chunks(with_client, size, way):
     async def body(client, app, stage):
         data = LARGE[:size]
         done = []
+        app.together = together
         if way == "bytes":
             receipt = await client.put_bytes("a/b", data)
         elif way == "file":
@@ -265,7 +278,8 @@ def test_a_large_file_is_a_stream_of_chunks(with_client, size, way):
         assert receipt.size == size
         assert way == "bytes" or sum(done) == size
         chunks = [request for request in app.requests if type(request) is PutChunk]
-        assert [chunk.sequence for chunk in chunks] == list(range(-(-size // CHUNK)))
+        carried = min(together, app.credits[0] // 2)
+        assert [chunk.sequence for chunk in chunks] == list(range(0, -(-size // CHUNK), carried))
         assert [chunk.last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
         assert app.requests[0].size == (size if way in ("bytes", "file") else None)
         assert not app.aborted
@@ -273,10 +287,11 @@ def test_a_large_file_is_a_stream_of_chunks(with_client, size, way):
     with_client(body)
 
 
-@pytest.mark.parametrize("granted", [[1], [2], [4], [4, 1], [4, 2, 1, 3, 1], [1, 4], [0]])
-def test_a_put_keeps_within_its_credit(with_client, granted):
+@pytest.mark.parametrize("granted", [[1], [2], [4], [8], [8, 1], [4, 1], [8, 2, 1, 5, 1], [1, 4], [0]])
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_put_keeps_within_its_credit(with_client, granted, together):
     async def body(client, app, stage):
-        app.credits = granted
+        app.credits, app.together = granted, together
         await client.put_bytes("a/b", LARGE)
         assert app.most_in_flight <= max(1, *granted)
         assert app.files["a/b"] == LARGE
@@ -306,6 +321,29 @@ def test_a_receipt_for_other_content_is_no_receipt(with_client, data):
         app.wrong_digest = True
         with pytest.raises(IntegrityError):
             await client.put_bytes("a/b", data)
+
+    with_client(body)
+
+
+@pytest.mark.parametrize("size", [10, SMALL_SIZE + 1, 3 * CHUNK])
+def test_a_source_is_not_read_again_behind_its_end(with_client, size):
+    class Terminal(io.RawIOBase):
+        """Says once that it is at its end; who reads on waits for somebody to type."""
+
+        def __init__(self, data):
+            self._source = io.BytesIO(data)
+            self._ended = False
+
+        def read(self, length=-1):
+            assert not self._ended
+            data = self._source.read(length)
+            self._ended = bool(length) and not data
+            return data
+
+    async def body(client, app, stage):
+        app.together = 4
+        await client.put_file("a/b", Terminal(LARGE[:size]))
+        assert app.files["a/b"] == LARGE[:size]
 
     with_client(body)
 
@@ -376,8 +414,10 @@ def test_an_app_that_is_gone_is_a_peer_error(with_client):
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL_SIZE, SMALL_SIZE + 1, len(LARGE)])
-def test_content_comes_back(with_client, size):
+@pytest.mark.parametrize("together", [1, 4])
+def test_content_comes_back(with_client, size, together):
     async def body(client, app, stage):
+        app.together = together
         app.files["files/name"] = LARGE[:size]
         assert await client.get_bytes("name") == LARGE[:size]
         target, done = io.BytesIO(), []
@@ -402,10 +442,11 @@ def test_a_range_comes_back(with_client, start, length):
     with_client(body)
 
 
-@pytest.mark.parametrize("granted", [[1], [4], [4, 1], [4, 2, 1, 3, 1], [0]])
-def test_a_get_keeps_within_its_credit(with_client, granted):
+@pytest.mark.parametrize("granted", [[1], [4], [8], [8, 1], [4, 1], [8, 2, 1, 5, 1], [0]])
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_get_keeps_within_its_credit(with_client, granted, together):
     async def body(client, app, stage):
-        app.credits = granted
+        app.credits, app.together = granted, together
         app.files["a/b"] = LARGE
         assert await client.get_bytes("a/b") == LARGE
         assert app.most_in_flight <= max(1, *granted)

@@ -28,6 +28,13 @@ def test_a_message_comes_back_with_its_envelope_and_body():
     assert decode(frames) == (put, 12, 3, 4500, [b"content"])
 
 
+def test_a_message_that_cannot_be_packed_leaves_nothing_in_the_next():
+    frames = encode(Ping(), 1, 2, 3)
+    with pytest.raises(OverflowError):
+        encode(Ping(), 1, 2**64, 3)
+    assert encode(Ping(), 1, 2, 3) == frames
+
+
 def test_body_frames_are_passed_on_and_not_copied():
     body = bytearray(b"content")
     frames = encode(Ping(), 1, 0, 0, [body])
@@ -116,7 +123,7 @@ def test_every_kind_fits_the_transport():
         assert message_class.kind == kind
         assert issubclass(message_class, Message)
         assert 1 + message_class.body_frames <= MAX_FRAMES
-        assert message_class.body_bytes <= MAX_FRAME_BYTES
+        assert message_class.body_bytes <= message_class.body_frames * MAX_FRAME_BYTES
         if issubclass(message_class, Request):
             assert KINDS[message_class.reply.kind] is message_class.reply
             assert message_class.callers

@@ -5,7 +5,7 @@ import random
 import pytest
 from xxhash import xxh3_128_digest
 
-from droppexd.coding import EncodedChunk, encode_chunk, piece_checksum, rebuild_pieces
+from droppexd.coding import EncodedChunk, chunk_checksum, encode_chunk, piece_checksum, rebuild_pieces
 from droppexd.errors import IntegrityError, InvalidRequest, NotEnoughShards
 from droppexd.model import ExtentId, Layout
 
@@ -142,3 +142,8 @@ def test_pieces_of_different_lengths_are_not_mixed():
 def test_a_wanted_shard_outside_the_layout_is_refused():
     with pytest.raises(InvalidRequest, match="shard 6"):
         rebuild_pieces(LAYOUT, dict.fromkeys(range(4), b"piece"), [6])
+
+
+def test_a_chunk_has_another_checksum_in_another_place():
+    assert chunk_checksum(0, b"droppex").hex() == "ac31b57839f6dba9d34531c4f8067726"
+    assert chunk_checksum(1, b"droppex").hex() == "9432781923a65b4c14528927702e3f49"

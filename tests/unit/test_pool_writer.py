@@ -19,7 +19,7 @@ from droppexd.errors import (
     StoreError,
     StoreFull,
 )
-from droppexd.model import SMALL_SIZE, ExtentId, Layout, VersionId
+from droppexd.model import EXTENT_CHUNKS, SMALL_SIZE, ExtentId, Layout, VersionId
 from droppexd.roles.pool_writer import (
     CREDIT,
     ShardStreams,
@@ -254,6 +254,110 @@ def test_only_a_whole_small_shard_goes_to_the_database(play):
 
 
 # -- streams ---------------------------------------------------------------------------------------
+
+
+def several(store, chunk, count, **changes):
+    """Return a request with pieces of consecutive chunks, and its body."""
+    following = tuple(request_for(store, chunk + place).checksum for place in range(1, count))
+    request = request_for(store, chunk, following=following, **changes)
+    return request, [piece_of(chunk + place) for place in range(count)]
+
+
+@pytest.mark.parametrize("now", [True, False])
+def test_pieces_that_come_together_are_written_as_if_they_had_come_alone(play, now):
+    async def story(stage):
+        store = simulated_store(stage)
+        streams = ShardStreams(store, stage.runtime)
+        await write(streams, store, 0)
+        request, body = several(store, 1, 3)
+        stream = streams.admit(request, body)
+        if now:
+            assert streams.write_now(stream, request, body)
+        else:
+            await streams.write(stream, request, body)
+        request, body = several(store, 4, 2, last=True, size=6 * CHUNK)
+        stream = streams.admit(request, body)
+        assert not streams.write_now(stream, request, body)
+        await streams.write(stream, request, body)
+        for chunk in range(6):
+            assert store.read(EXTENT, 1, chunk) == (piece_of(chunk), request_for(store, chunk).checksum)
+
+    play(story)
+
+
+def test_each_of_the_pieces_that_come_together_is_verified(play):
+    async def story(stage):
+        store = simulated_store(stage)
+        streams = ShardStreams(store, stage.runtime)
+        await write(streams, store, 0)
+        request, body = several(store, 1, 3)
+        stream = streams.admit(request, body)
+        with pytest.raises(IntegrityError):
+            await streams.write(stream, request, [body[0], body[1], bytes(CHUNK)])
+        with pytest.raises(RemoteProtocolError, match="not being written"):
+            await write(streams, store, 4)
+        assert not store.find([EXTENT])
+
+    play(story)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_request_brings_the_pieces_that_it_speaks_of(play, count):
+    async def story(stage):
+        store = simulated_store(stage)
+        streams = ShardStreams(store, stage.runtime)
+        await write(streams, store, 0)
+        request, body = several(store, 1, 2)
+        body = (body * 2)[:count]
+        stream = streams.admit(request, body)
+        assert not streams.write_now(stream, request, body)
+        with pytest.raises(RemoteProtocolError):
+            await streams.write(stream, request, body)
+
+    play(story)
+
+
+def test_credit_counts_pieces_and_not_messages(play):
+    async def story(stage):
+        store = simulated_store(stage)
+        streams = ShardStreams(store, stage.runtime)
+        await write(streams, store, 0)
+        under_way = []
+        for chunk in range(1, CREDIT, 3):
+            request, body = several(store, chunk, 3)
+            if chunk + 3 <= CREDIT:
+                under_way.append((streams.admit(request, body), request, body))
+        with pytest.raises(PeerBusy):
+            streams.admit(*several(store, 7, 3))
+        for one in under_way:
+            await streams.write(*one)
+        streams.admit(*several(store, 7, 3))
+
+    play(story)
+
+
+def test_a_shard_has_at_most_so_many_pieces(play):
+    async def story(stage):
+        store = simulated_store(stage)
+        streams = ShardStreams(store, stage.runtime)
+        for chunk in range(EXTENT_CHUNKS - 1):
+            await write(streams, store, chunk)
+        with pytest.raises(RemoteProtocolError, match="more than 64"):
+            streams.admit(*several(store, EXTENT_CHUNKS - 1, 2))
+        await write(streams, store, EXTENT_CHUNKS - 1, last=True)
+
+    play(story)
+
+
+def test_a_small_shard_comes_alone(play):
+    async def story(stage):
+        store = simulated_store(stage)
+        request, body = several(store, 0, 2, last=True)
+        assert not is_small(request, [b"a", b"b"])
+        assert not is_small(request, body[:1])
+        assert is_small(request_for(store, 0, last=True), [b"a"])
+
+    play(story)
 
 
 def test_pieces_in_order_make_a_shard_that_describes_itself(play):
@@ -578,7 +682,8 @@ def test_giving_up_waits_for_the_thread_that_writes(when):
     async def main():
         store = SlowStore()
         clock = SimpleNamespace(now=trio.current_time)
-        streams = ShardStreams(store, SimpleNamespace(clock=clock, run_blocking=trio.to_thread.run_sync))
+        runtime = Runtime(clock=clock, entropy=None, run_blocking=trio.to_thread.run_sync)
+        streams = ShardStreams(store, runtime)
         request, body = request_for(store, 0), [piece_of(0)]
         under_way = streams.admit(request, body)
         async with trio.open_nursery() as nursery:
