@@ -40,13 +40,14 @@ class BriefWork:
 
     def now(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Do the work at once, and take note of how long it took."""
-        waits = self._waits()
+        # To count costs as much as a small read: begun only when the call before was slow.
+        waits = self._waits() if self._strikes else -1
         began = self._clock.now()
         try:
             return function(*args)
         finally:
             ended = self._clock.now()
-            slow = ended - began > BRIEF_S and self._waits() != waits
+            slow = ended - began > BRIEF_S and (waits < 0 or self._waits() != waits)
             self._strikes = self._strikes + 1 if slow else 0
             if self._strikes == STRIKES:
                 self._strikes = STRIKES - 1  # One more is enough to go back to threads.

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import bench_repair
+
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
 MB = 1_000_000
@@ -106,12 +108,29 @@ class Floor:
         return float(self._client.stdout.readline())
 
 
+class Client:
+    """A process that uses the client library and does one thing after another."""
+
+    def __init__(self, stack: ExitStack, address: str) -> None:
+        self._process = stack.enter_context(process(str(HERE / "bench_client.py"), address))
+        self.pid = self._process.pid
+
+    def run(self, do: str, **arguments: Any) -> float:
+        """Do one thing and return the seconds it took."""
+        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the client of the benchmark ended in {do!r}")
+        return float(json.loads(answer)["seconds"])
+
+
 class Cluster:
     """A dev cluster and one client process that uses the client library."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        command = ["-m", "droppexd", "dev", "--pools", str(POOLS), "--data", str(folder / "dev")]
-        self._dev = stack.enter_context(process(*command, "--delete-grace", "1s"))
+    def __init__(self, stack: ExitStack, folder: Path, pools: int = POOLS, *options: str) -> None:
+        command = ["-m", "droppexd", "dev", "--pools", str(pools), "--data", str(folder / "dev")]
+        self._dev = stack.enter_context(process(*command, "--delete-grace", "1s", *options))
         report = folder / "dev" / "dev.json"
         while not report.exists():
             if self._dev.poll() is not None:
@@ -119,17 +138,9 @@ class Cluster:
             time.sleep(0.05)
         self.processes = json.loads(report.read_text())["processes"]
         self.app = next(entry for entry in self.processes if entry["role"] == "app")
-        self._client = stack.enter_context(process(str(HERE / "bench_client.py"), self.app["address"]))
+        self._client = Client(stack, self.app["address"])
         self.client_pid = self._client.pid
-
-    def run(self, do: str, **arguments: Any) -> float:
-        """Do one thing in the client and return the seconds it took."""
-        self._client.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self._client.stdin.flush()
-        answer = self._client.stdout.readline()
-        if not answer:
-            raise SystemExit(f"the client of the benchmark ended in {do!r}")
-        return float(json.loads(answer)["seconds"])
+        self.run = self._client.run
 
     def pids(self) -> dict[str, list[int]]:
         """Return the processes by role, the client among them."""
@@ -388,6 +399,57 @@ class Bench:
                 self._table.add(f"peak memory of {role}", max(usage_of(pid)[1] for pid in pids), "MB")
 
 
+class RepairBench:
+    """The measurements of repair: each loss is that of a cluster of its own."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self._options = options
+        self._folder = folder
+        self._table = Table()
+
+    def run(self) -> Table:
+        """Measure everything."""
+        files = [self._folder / f"part-{number}" for number in range(4)]
+        for file in files:
+            make_file(file, self._options.size * MIB)
+        put_rate, get_rate = self._floor(files[0])
+        with self._cluster("large") as (cluster, watcher):
+            bench_repair.repair_large(self._table, cluster, watcher, files, put_rate, get_rate)
+        for verb in ("put", "get"):
+            with self._cluster(verb) as (cluster, watcher):
+                cluster.run("put", paths=[str(path) for path in files])
+                out = self._folder / "out" / files[0].name
+                bench_repair.repair_beside_clients(self._table, cluster, watcher, files[0], verb, out)
+        with self._cluster("small") as (cluster, watcher):
+            bench_repair.repair_small(self._table, cluster, watcher, self._options.repair_small)
+        return self._table
+
+    @contextmanager
+    def _cluster(self, name: str) -> Iterator[tuple[Cluster, Client]]:
+        folder = self._folder / name
+        folder.mkdir()
+        (self._folder / "out").mkdir(exist_ok=True)
+        try:
+            with ExitStack() as stack:
+                cluster = Cluster(stack, folder, 7, "--replace-after", bench_repair.REPLACE_AFTER)
+                yield cluster, Client(stack, cluster.app["address"])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _floor(self, file: Path) -> tuple[float, float]:
+        """Return the speeds of the bare processes in MB/s: put and get."""
+        size = file.stat().st_size
+        rates: dict[str, list[float]] = {"put": [], "get": []}
+        with ExitStack() as stack:
+            floor = Floor(stack, self._folder)
+            for _ in range(self._options.rounds):
+                floor.run("drop")
+                rates["put"].append(size / MB / floor.run("put", file, size // CHUNK))
+                rates["get"].append(size / MB / floor.run("get", self._folder / "floor", size // CHUNK))
+            floor.run("drop")
+        return median(rates["put"]), median(rates["get"])
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Measure droppex against a floor of bare ZeroMQ.")
@@ -403,16 +465,27 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="MiB of the large file (default: %(default)s)")
     parser.add_argument("--small", type=int, default=2000, help="small files (default: %(default)s)")
     parser.add_argument("--names", type=int, default=10_000, help="names to list (default: %(default)s)")
+    parser.add_argument("--repair", action="store_true", help="measure repair, and nothing else")
+    parser.add_argument(
+        "--repair-small",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="small files for that (default: %(default)s)",
+    )
     options = parser.parse_args()
-    needed = 7 * options.size * MIB
+    needed = (14 if options.repair else 7) * options.size * MIB
     if shutil.disk_usage(options.data).free < needed:
         parser.error(
             f"{options.data} has less than {needed // MIB} MiB free; choose --data or a smaller --size"
         )
     folder = Path(tempfile.mkdtemp(prefix="droppex-bench-", dir=options.data))
     try:
-        with ExitStack() as stack:
-            table = Bench(options, stack, folder).run()
+        if options.repair:
+            table = RepairBench(options, folder).run()
+        else:
+            with ExitStack() as stack:
+                table = Bench(options, stack, folder).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if options.json:

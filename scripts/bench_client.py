@@ -98,6 +98,16 @@ class Bench:
         if len(listed) != count:
             raise SystemExit(f"{len(listed)} names are listed, not {count}")
 
+    async def wait_for_losses(self) -> None:
+        """Return once shards count as missing."""
+        while not (await self._client.status()).status.repair.left:
+            await trio.sleep(0.05)
+
+    async def wait_for_repair(self) -> None:
+        """Return once nothing is missing any more."""
+        while (await self._client.status()).status.repair.left:
+            await trio.sleep(0.05)
+
     async def scrub(self) -> None:
         """Have every pool read and verify all that it holds."""
         started = await self._client.watch_scrubs(start=True)

@@ -111,6 +111,8 @@ class Reader:
         each = _piece_size(extent, chunk)
         wanted = range(start // each, (end - 1) // each + 1)
         fetched = await self._fetch(extent, chunk, 1, wanted).run()
+        if len(wanted) == 1 and wanted[0] in fetched:  # Most small files.
+            return _cut({wanted[0]: fetched[wanted[0]][0]}, wanted, each, start, end), False
         pieces, rebuilt = await self._complete(extent, fetched, wanted)
         return _cut(pieces[0], wanted, each, start, end), rebuilt
 
@@ -478,14 +480,13 @@ class Download:
             raise StaleRead(f"{self.found.name} was removed or replaced while it was read") from error
 
     async def _read_chunks(self, number: int, count: int) -> tuple[list[Frame], int]:
-        frames: list[Frame] = []
-        rebuilt = 0
-        while count:
+        frames, done, rebuilt = await self._read_some(number, count)
+        while done < count:
+            number += done
+            count -= done
             more, done, again = await self._read_some(number, count)
             frames += more
             rebuilt += again
-            number += done
-            count -= done
         return frames, rebuilt
 
     async def _read_some(self, number: int, most: int) -> tuple[list[Frame], int, int]:
