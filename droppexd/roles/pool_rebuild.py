@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from droppexd.brief import BriefWork
 from droppexd.coding import piece_checksum, rebuild_pieces
 from droppexd.errors import (
     DroppexError,
@@ -102,6 +103,7 @@ class Rebuilder:
         self._runtime = runtime
         self._reconciler = reconciler
         self._throttle = throttle
+        self._small_looks = BriefWork(runtime)
         self._boot_id = store.identity.boot_id
         self._running: dict[ExtentId, None] = {}
         self._failed: list[ExtentId] = []
@@ -210,11 +212,13 @@ class Rebuilder:
 
     async def _mend(self, extent: Extent, shard: int) -> None:
         """Have a shard here, whole, flushed and verified; raise what stands in the way."""
-        old = await self._runtime.run_blocking(self._held, extent.id, shard)
+        # A look at a small shard is briefer than the way to a thread and back.
+        run_blocking = self._small_looks.run if _is_small(extent) else self._runtime.run_blocking
+        old = await run_blocking(self._held, extent.id, shard)
         if old is not None:
             # It has been here for some time: nobody may be about to have it dropped.
             async with self._reconciler.verdicts:
-                check = await self._runtime.run_blocking(check_shard, self._store, extent.id, shard)
+                check = await run_blocking(check_shard, self._store, extent.id, shard)
                 if check.state == ShardState.SOUND:
                     return
         addresses = {
@@ -232,7 +236,7 @@ class Rebuilder:
             await self._rebuild_small(extent, shard, sources)
         else:
             await self._rebuild_large(extent, shard, sources, old)
-        check = await self._runtime.run_blocking(check_shard, self._store, extent.id, shard)
+        check = await run_blocking(check_shard, self._store, extent.id, shard)
         if check.state != ShardState.SOUND:
             raise IntegrityError(f"what was written is not what is read back: {check.reason}")
 
