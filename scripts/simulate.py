@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from itertools import count, islice
 from typing import NamedTuple
 
+from droppexd.cli.daemon_parent import die_with_parent
 from tests.simulation.simulator.generate import draw_plan
 from tests.simulation.simulator.minimise import minimise
 from tests.simulation.simulator.mutants import MUTANTS
@@ -55,7 +56,9 @@ def outcomes(seeds: Iterator[int], mutant: str, jobs: int) -> Iterator[Outcome]:
         return
     context = multiprocessing.get_context("spawn")
     running: set[Future[Outcome]] = set()
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=be_quiet) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
+    ) as pool:
         try:
             while True:
                 more = islice(seeds, max(0, 2 * jobs - len(running)))
@@ -71,6 +74,12 @@ def outcomes(seeds: Iterator[int], mutant: str, jobs: int) -> Iterator[Outcome]:
 def be_quiet() -> None:
     """Leave out the log of the roles: in a simulation everything goes wrong."""
     logging.disable(logging.CRITICAL)
+
+
+def start_worker(parent: int) -> None:
+    """Prepare a process that runs seeds for the process `parent`, and ends when that one does."""
+    die_with_parent(parent)
+    be_quiet()
 
 
 def until(seeds: Iterator[int], deadline: float) -> Iterator[int]:

@@ -147,6 +147,8 @@ class Cluster:
 
     async def _run(self, process: Process) -> None:
         name = process.name
+        if process.killed:
+            return  # In the moment in which it was to start: another start may have its place by now.
         LIFE.set(process.life)
         failure: DroppexError | None = None
         try:
