@@ -10,6 +10,7 @@ from droppexd.catalog.keys import (
     POOLS,
     VERSIONS,
     extent_key,
+    garbage_key,
     parse_degraded,
     parse_id,
 )
@@ -56,6 +57,11 @@ def names(world: World) -> dict[str, Name]:
 def garbage(world: World) -> int:
     """Return how many dead extents some pool has not confirmed."""
     return sum(key.startswith(GARBAGE) for key in world.catalogue.entries)
+
+
+def is_garbage(world: World, extent_id: ExtentId) -> bool:
+    """Return whether an extent is dead, and some pool has not confirmed that."""
+    return garbage_key(extent_id) in world.catalogue.entries
 
 
 def degraded(world: World) -> set[tuple[int, ExtentId]]:

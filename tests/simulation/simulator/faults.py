@@ -5,6 +5,7 @@ in its `Fault`; it decides nothing by chance. A fault that cannot be carried out
 or it would take more shards than an extent can lose) returns without yielding.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import trio
@@ -20,23 +21,33 @@ HOUR_MS = 3_600_000
 
 
 class Wounds:
-    """Keeps the faults within what the cluster promises to survive: of no extent fewer than k shards sound."""
+    """Keeps the faults within what the cluster promises to survive: of no extent fewer than k shards sound.
+
+    An extent that is being uploaded may be committed with k + 1 shards: it bears the loss of one.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._world = cluster.world
 
     def bearable(self, disk: WatchedDisk, keys: Iterable[ShardKey]) -> bool:
-        """Whether every live extent stays readable when these shards of a disk go."""
+        """Whether every extent stays readable, and becomes so, when these shards of a disk go."""
         wanted = set(keys)
         by_number = catalogue.disks(self._world)
+        uploading = {extent_id for extent_id, _ in wanted}
         for record in catalogue.extents(self._world):
+            uploading.discard(record.id)
             losses = sum(
                 key in wanted and by_number.get(pool) is disk and disk.sound(key)
                 for pool, key in catalogue.shards(record)
             )
             if losses and catalogue.sound_shards(record, by_number) - losses < record.layout.k:
                 return False
-        return True
+        harmed = wanted | {key for one in self._world.disks.values() for key in one.harmed()}
+        counted = Counter(extent_id for extent_id, _ in harmed)
+        return all(
+            counted[extent_id] <= 1 or catalogue.is_garbage(self._world, extent_id)
+            for extent_id in uploading
+        )
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -202,14 +213,15 @@ def roll_back(cluster: Cluster, fault: Fault) -> Iterator[None]:
     disk = cluster.disk_of[fault.one]
     if disk.lost or not disk.pool_id:
         return
-    before = disk.snapshot()
+    before, spoiled = disk.snapshot(), set(disk.spoiled)
     yield
     if disk.lost or disk is not cluster.disk_of[fault.one]:
         return
-    if not Wounds(cluster).bearable(disk, set(disk.shards) - set(before.shards)):
+    if not Wounds(cluster).bearable(disk, (set(disk.shards) - set(before.shards)) | spoiled):
         return
     cluster.kill(fault.one)
     disk.restore(before)
+    disk.spoiled = spoiled
     cluster.trace.say(f"  the disk of {fault.one} is as it was {fault.for_s:.2f} s ago")
     cluster.start(fault.one)
 

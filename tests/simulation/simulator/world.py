@@ -55,6 +55,10 @@ class WatchedDisk(SimulatedDisk):
         """Whether the shard is there, whole."""
         return not self.lost and key in self.shards and key not in self.spoiled
 
+    def harmed(self) -> set[ShardKey]:
+        """Return the shards that faults took or damaged, and that were not made good here."""
+        return self.taken | (set(self.shards) if self.lost else self.spoiled)
+
     def accounted_for(self, key: ShardKey) -> bool:
         """Whether the shard is there, or a fault is the reason why it is not."""
         return self.lost or key in self.shards or key in self.taken
@@ -64,7 +68,6 @@ class WatchedDisk(SimulatedDisk):
         super().restore(snapshot)
         self.taken |= before - set(self.shards)
         self.taken -= set(self.shards)
-        self.spoiled &= set(self.shards)
 
 
 class WatchedCatalogueDisk(CatalogueDisk):
