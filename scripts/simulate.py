@@ -33,10 +33,10 @@ class Outcome(NamedTuple):
 
 def run_plan(plan: Plan, mutant: str, *, messages: bool = False) -> Result:
     """Run a plan, with one rule broken if a mutant is named."""
-    patch = MUTANTS[mutant].patch if mutant else None
-    if patch is None:
+    if not mutant:
         return simulate(plan, messages=messages)
-    return simulate(plan, messages=messages, mutate=patch)
+    broken = MUTANTS[mutant]
+    return simulate(plan, messages=messages, mutate=broken.patch, ignoring=broken.ignoring)
 
 
 def run_seed(job: tuple[int, str]) -> Outcome:
@@ -127,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--mutant",
         default="",
-        choices=[name for name, mutant in MUTANTS.items() if mutant.patch],
+        choices=list(MUTANTS),
         metavar="NAME",
         help="break a rule, and see it noticed: " + ", ".join(MUTANTS),
     )

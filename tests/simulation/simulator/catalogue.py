@@ -21,7 +21,7 @@ from droppexd.catalog.records import (
     unpack_pool,
     unpack_version,
 )
-from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId
+from droppexd.model import MISSING, Extent, ExtentId, Membership, PoolRecord, Version, VersionId
 from tests.simulation.simulator.world import ShardKey, WatchedDisk, World
 
 
@@ -69,15 +69,29 @@ def degraded(world: World) -> set[tuple[int, ExtentId]]:
     return {parse_degraded(key) for key in world.catalogue.entries if key.startswith(DEGRADED)}
 
 
+def pool_number(world: World, pool_id: bytes) -> int | None:
+    """Return the number of a pool, once it has one."""
+    return next((record.number for record in _pools(world) if record.pool_id == pool_id), None)
+
+
+def removed(world: World) -> set[int]:
+    """Return the numbers of the pools that an operator has replaced."""
+    return {record.number for record in _pools(world) if record.membership == Membership.REMOVED}
+
+
+def _pools(world: World) -> Iterator[PoolRecord]:
+    for key, entry in world.catalogue.entries.items():
+        if key.startswith(POOLS):
+            yield unpack_pool(entry.value)
+
+
 def disks(world: World) -> dict[int, WatchedDisk]:
     """Return the disks by the number of their pool."""
     found = {}
-    for key, entry in world.catalogue.entries.items():
-        if key.startswith(POOLS):
-            record = unpack_pool(entry.value)
-            disk = world.disk_of(record.pool_id)
-            if disk is not None:
-                found[record.number] = disk
+    for record in _pools(world):
+        disk = world.disk_of(record.pool_id)
+        if disk is not None:
+            found[record.number] = disk
     return found
 
 

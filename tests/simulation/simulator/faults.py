@@ -45,8 +45,7 @@ class Wounds:
         harmed = wanted | {key for one in self._world.disks.values() for key in one.harmed()}
         counted = Counter(extent_id for extent_id, _ in harmed)
         return all(
-            counted[extent_id] <= 1 or catalogue.is_garbage(self._world, extent_id)
-            for extent_id in uploading
+            counted[extent_id] <= 1 or catalogue.is_garbage(self._world, extent_id) for extent_id in uploading
         )
 
 
@@ -226,13 +225,36 @@ def roll_back(cluster: Cluster, fault: Fault) -> Iterator[None]:
     cluster.start(fault.one)
 
 
+def _may_be_lost(cluster: Cluster, disk: WatchedDisk) -> bool:
+    none_lost = not any(one.lost for one in cluster.world.disks.values())
+    return none_lost and Wounds(cluster).bearable(disk, disk.shards)
+
+
 def lose_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Lose a pool and its disk for good; one in a run."""
     disk = cluster.disk_of[fault.one]
-    if any(one.lost for one in cluster.disk_of.values()) or not Wounds(cluster).bearable(disk, disk.shards):
+    if not _may_be_lost(cluster, disk):
         return
     cluster.kill(fault.one)
     disk.lost = True
+    yield
+
+
+def replace_pool(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Lose a disk, and have an operator replace its pool, who may put an empty disk into the same machine.
+
+    The disk that was lost is never seen again.
+    """
+    disk = cluster.disk_of[fault.one]
+    number = catalogue.pool_number(cluster.world, disk.pool_id)
+    if number is None or not _may_be_lost(cluster, disk):
+        return
+    cluster.kill(fault.one)
+    disk.lost = True
+    if fault.amount < 0.6:
+        cluster.insert_disk(fault.one)
+        cluster.start(fault.one)
+    cluster.replace(number, force=fault.draw < 0.3)
     yield
 
 
@@ -270,6 +292,7 @@ KINDS: dict[str, FaultKind] = {
     "swap-disks": swap_disks,
     "roll-back": roll_back,
     "lose-disk": lose_disk,
+    "replace-pool": replace_pool,
     "clone": clone,
     "wrong-clock": wrong_clock,
 }

@@ -1,6 +1,7 @@
 """Draw a plan from a seed. What is drawn together here fits together; what it does is told elsewhere."""
 
 import random
+from dataclasses import replace
 
 from tests.simulation.simulator.cluster import APPS, CONTROLLERS
 from tests.simulation.simulator.plan import Fault, Operation, Plan, Round, Shape, Verb, When
@@ -32,6 +33,7 @@ _POOL_FAULTS = {
     "swap-disks": 2,
     "roll-back": 4,
     "lose-disk": 1,
+    "replace-pool": 2,
     "clone": 1,
     "wrong-clock": 2,
 }
@@ -53,6 +55,10 @@ and none of the controller's beside a clone but its death: a master that cannot 
 a pool that lives."""
 
 
+_LONG_PUTS = 0.12
+"""In so many plans a put lasts so long that a pool is out before it ends."""
+
+
 def _pick(draw: random.Random, weights: dict) -> object:
     return draw.choices(list(weights), list(weights.values()))[0]
 
@@ -70,7 +76,39 @@ def draw_plan(seed: int) -> Plan:
         operations = _draw_operations(draw, shape, folder, most_s, sizes, numbers)
         faults = _draw_faults(draw, shape, most_s, numbers)
         rounds.append(Round(operations=operations, faults=faults, most_s=most_s))
+    if draw.random() < _LONG_PUTS:
+        shape = replace(shape, replace_after_s=6.0)
+        rounds[0] = _with_long_put(draw, shape, rounds[0], sizes, numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_long_put(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with a put that lasts until a pool is out that took shards of it."""
+    extent = shape.chunk_size * EXTENT_CHUNKS
+    size = next(size for size in range(3 * extent, 4 * extent) if size not in sizes)
+    sizes.add(size)
+    put = Operation(
+        number=next(numbers),
+        client=0,
+        verb=Verb.PUT,
+        name="docs/a",
+        size=size,
+        layout=draw.choice(("2+2", "1+2", "3+2")),
+        patience_s=120.0,
+        dawdle_s=3.0,
+    )
+    kind = _pick(draw, {"lose-disk": 2, "replace-pool": 1, "kill": 1, "partition": 2})
+    fault = Fault(
+        number=next(numbers),
+        kind=kind,
+        at_s=draw.uniform(13, 20),
+        for_s=draw.choice((14.0, 30.0)),
+        one=draw.choice(shape.pools),
+        other=next(iter(CONTROLLERS)) if kind == "partition" else "",
+        amount=draw.random(),
+        draw=draw.random(),
+    )
+    return Round(operations=(put, *part.operations), faults=(*part.faults, fault), most_s=50.0)
 
 
 def _draw_shape(draw: random.Random) -> Shape:

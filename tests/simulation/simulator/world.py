@@ -1,7 +1,7 @@
 """What the checkers know: every disk, the catalogue as it is, the history, and what the faults have taken."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -97,7 +97,8 @@ LIFE: ContextVar[Life] = ContextVar("life")
 class World:
     """Shared by the cluster, the faults, the workload and the checkers of one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignoring: Collection[str] = ()) -> None:
+        self._ignoring = frozenset(ignoring)
         self.history = History()
         self.disks: dict[str, WatchedDisk] = {}
         self.catalogue = WatchedCatalogueDisk(self)
@@ -118,7 +119,7 @@ class World:
 
     def report(self, invariant: str, text: str) -> None:
         """Note that an invariant does not hold; the first is what the run ends with."""
-        if self.violation is None:
+        if self.violation is None and invariant not in self._ignoring:
             self.violation = Violation(invariant, text)
             self.on_violation()
 
