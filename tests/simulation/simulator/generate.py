@@ -58,6 +58,9 @@ a pool that lives."""
 _LONG_PUTS = 0.12
 """In so many plans a put lasts so long that a pool is out before it ends."""
 
+_MOVES = 0.08
+"""In so many plans shards are moved away from a disk that fails."""
+
 
 def _pick(draw: random.Random, weights: dict) -> object:
     return draw.choices(list(weights), list(weights.values()))[0]
@@ -79,7 +82,50 @@ def draw_plan(seed: int) -> Plan:
     if draw.random() < _LONG_PUTS:
         shape = replace(shape, replace_after_s=6.0)
         rounds[0] = _with_long_put(draw, shape, rounds[0], sizes, numbers)
+    elif draw.random() < _MOVES:
+        shape = replace(shape, review_s=1.5, scrub_every_s=5.0)
+        rounds[0] = _with_moves(draw, shape, rounds[0], sizes, numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_moves(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with a disk that fails for writes and is emptied, slowly, while all pools ask around."""
+    puts = [
+        Operation(
+            number=next(numbers),
+            client=0,
+            verb=Verb.PUT,
+            name=f"moved/{number}",
+            size=_draw_size(draw, shape, sizes),
+            layout=draw.choice(("1+1", "2+1", "1+2", "2+2")),
+        )
+        for number in range(6)
+    ]
+    failing = draw.choice(shape.pools)
+    faults = [
+        Fault(number=next(numbers), kind="failing-flush", at_s=2.0, for_s=60.0, one=failing),
+        *(
+            Fault(
+                number=next(numbers),
+                kind="slow-disk",
+                at_s=draw.uniform(2, 4),
+                for_s=60.0,
+                one=one,
+                amount=draw.uniform(0.3, 0.8),
+            )
+            for one in (*shape.pools, next(iter(CONTROLLERS)))
+            if one != failing
+        ),
+    ]
+    calm = [fault for fault in part.faults if draw.random() < 0.3]
+    return Round(
+        operations=(*puts, *part.operations, _waiting(next(numbers))), faults=(*calm, *faults), most_s=40.0
+    )
+
+
+def _waiting(number: int) -> Operation:
+    """Return an operation that keeps a round from ending before its time."""
+    return Operation(number=number, client=1, verb=Verb.STAT, name="docs/a", pause_s=60.0)
 
 
 def _with_long_put(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
