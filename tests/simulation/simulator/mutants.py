@@ -211,7 +211,7 @@ MUTANTS: dict[str, Mutant] = {
         patch=_drop_without_word,
     ),
     "no-generation": Mutant(
-        breaks="an order to drop a shard does not name the stored instance",
+        breaks="an order to drop a shard names no stored instance, and spares none that is rebuilt",
         caught_by=(DROPPED, FLUSHED, PLACED),
         patch=_no_generation,
     ),
