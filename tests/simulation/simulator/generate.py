@@ -95,7 +95,7 @@ def _with_moves(draw: random.Random, shape: Shape, part: Round, sizes: set[int],
             number=next(numbers),
             client=0,
             verb=Verb.PUT,
-            name=f"moved/{number}",
+            name=f"docs/moved-{number}",
             size=_draw_size(draw, shape, sizes),
             layout=draw.choice(("1+1", "2+1", "1+2", "2+2")),
         )
