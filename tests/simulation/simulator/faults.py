@@ -165,7 +165,10 @@ def bit_flip(cluster: Cluster, fault: Fault) -> Iterator[None]:
     whole = [key for key in disk.order if disk.sound(key)]
     if not whole:
         return
-    key = whole[int(fault.draw * len(whole))]
+    # Readers ask for data first: damage to those shards is met before a scrub has it mended.
+    data = [key for key in whole if key[1] < disk.shards[key].header.layout.k]
+    among = data if data and fault.amount < 0.8 else whole
+    key = among[int(fault.draw * len(among))]
     if not Wounds(cluster).bearable(disk, [key]):
         return
     extent, index = key

@@ -61,6 +61,9 @@ _LONG_PUTS = 0.12
 _MOVES = 0.08
 """In so many plans shards are moved away from a disk that fails."""
 
+_READS_OF_DAMAGE = 0.06
+"""In so many plans files are read before anybody has noticed that they are damaged."""
+
 
 def _pick(draw: random.Random, weights: dict) -> object:
     return draw.choices(list(weights), list(weights.values()))[0]
@@ -85,7 +88,55 @@ def draw_plan(seed: int) -> Plan:
     elif draw.random() < _MOVES:
         shape = replace(shape, review_s=1.5, scrub_every_s=5.0)
         rounds[0] = _with_moves(draw, shape, rounds[0], sizes, numbers)
+    elif draw.random() < _READS_OF_DAMAGE:
+        shape = replace(shape, scrub_every_s=40.0)
+        rounds[0] = _with_reads_of_damage(draw, shape, rounds[0], sizes, numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_reads_of_damage(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with files that are read soon after some of their shards were damaged."""
+    names = [f"docs/read-{number}" for number in range(4)]
+    puts = [
+        Operation(
+            number=next(numbers),
+            client=0,
+            verb=Verb.PUT,
+            name=name,
+            size=max(_draw_size(draw, shape, sizes) for _ in range(3)),
+            layout=draw.choice(("1+2", "2+1", "2+2")),
+        )
+        for name in names
+    ]
+    # Of a part of a file: a client knows the hash of the whole.
+    gets = [
+        Operation(
+            number=next(numbers),
+            client=0,
+            verb=Verb.GET_RANGE,
+            name=name,
+            pause_s=0.0 if number else 2.5,
+            draw=draw.uniform(0.1, 0.9),
+        )
+        for number, name in enumerate(names * 2)
+    ]
+    flips = [
+        Fault(
+            number=next(numbers),
+            kind="bit-flip",
+            at_s=2.0,
+            for_s=0.1,
+            one=pool,
+            amount=draw.uniform(0, 0.8),
+            draw=draw.random(),
+        )
+        for pool in shape.pools
+    ]
+    return Round(
+        operations=(*puts, *gets, *part.operations),
+        faults=(*part.faults, *flips),
+        most_s=max(6.0, part.most_s),
+    )
 
 
 def _with_moves(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
