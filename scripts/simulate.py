@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from itertools import count, islice
 from typing import NamedTuple
 
+from droppexd.cli.daemon_parent import die_with_parent
 from tests.simulation.simulator.generate import draw_plan
 from tests.simulation.simulator.minimise import minimise
 from tests.simulation.simulator.mutants import MUTANTS
@@ -32,10 +33,10 @@ class Outcome(NamedTuple):
 
 def run_plan(plan: Plan, mutant: str, *, messages: bool = False) -> Result:
     """Run a plan, with one rule broken if a mutant is named."""
-    patch = MUTANTS[mutant].patch if mutant else None
-    if patch is None:
+    if not mutant:
         return simulate(plan, messages=messages)
-    return simulate(plan, messages=messages, mutate=patch)
+    broken = MUTANTS[mutant]
+    return simulate(plan, messages=messages, mutate=broken.patch, ignoring=broken.ignoring)
 
 
 def run_seed(job: tuple[int, str]) -> Outcome:
@@ -55,7 +56,9 @@ def outcomes(seeds: Iterator[int], mutant: str, jobs: int) -> Iterator[Outcome]:
         return
     context = multiprocessing.get_context("spawn")
     running: set[Future[Outcome]] = set()
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=be_quiet) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)
+    ) as pool:
         try:
             while True:
                 more = islice(seeds, max(0, 2 * jobs - len(running)))
@@ -71,6 +74,12 @@ def outcomes(seeds: Iterator[int], mutant: str, jobs: int) -> Iterator[Outcome]:
 def be_quiet() -> None:
     """Leave out the log of the roles: in a simulation everything goes wrong."""
     logging.disable(logging.CRITICAL)
+
+
+def start_worker(parent: int) -> None:
+    """Prepare a process that runs seeds for the process `parent`, and ends when that one does."""
+    die_with_parent(parent)
+    be_quiet()
 
 
 def until(seeds: Iterator[int], deadline: float) -> Iterator[int]:
@@ -118,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--mutant",
         default="",
-        choices=[name for name, mutant in MUTANTS.items() if mutant.patch],
+        choices=list(MUTANTS),
         metavar="NAME",
         help="break a rule, and see it noticed: " + ", ".join(MUTANTS),
     )

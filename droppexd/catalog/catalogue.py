@@ -347,12 +347,12 @@ class Catalogue:
 
     # -- shards --------------------------------------------------------------------------------
 
-    async def place_shards(self, pool: int, places: Sequence[Place]) -> list[Place]:
+    async def place_shards(self, pool: int, boot_id: bytes, places: Sequence[Place]) -> list[Place]:
         """Record that a pool has these shards, where the records still have that edition.
 
-        Return those that were refused.
+        Return those that were refused: all of them when this start of the pool is not its last.
         """
-        return await self._change(PlaceShards(pool, places))
+        return await self._change(PlaceShards(pool, boot_id, places))
 
     async def lose_shards(self, pool: int, shards: Sequence[tuple[ExtentId, int, bool]]) -> int:
         """Record shards as missing that a pool lost, or has damaged; return how many it was named for.

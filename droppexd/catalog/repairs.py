@@ -43,9 +43,15 @@ def _with(pools: tuple[int, ...], shard: int, pool: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PlaceShards:
-    """A pool holds these shards now, verified: record it where nobody changed the record meanwhile."""
+    """A pool holds these shards now, verified: record it where nobody changed the record meanwhile.
+
+    And only while that start of the pool is its last: the next one may have asked what to drop already, or
+    come up from an older copy of the disk.
+    """
 
     pool: int
+    boot_id: bytes
+    """Which start of the pool says so."""
     places: Sequence[Place]
 
     def reads(self) -> list[bytes]:
@@ -54,7 +60,8 @@ class PlaceShards:
 
     async def judge(self, batch: Batch) -> list[Place]:
         """Compare and set each; return those that were refused."""
-        if batch.state.gone(self.pool):
+        state = batch.state
+        if state.gone(self.pool) or state.pools[self.pool].boot_id != self.boot_id:
             return list(self.places)
         records = await _load(batch, [extent for extent, _, _ in self.places])
         refused: list[Place] = []

@@ -119,7 +119,7 @@ class Care:
         """Record shards that a pool has rebuilt, or has still."""
         self._check_term()
         self._pools.running(request.number, request.boot_id)
-        refused = await self._catalogue.place_shards(request.number, request.shards)
+        refused = await self._catalogue.place_shards(request.number, request.boot_id, request.shards)
         places = tuple(ExpectedShard(*place) for place in refused)
         self.repair.recorded(request.number, request.shards, places)
         return Recorded(refused=places)

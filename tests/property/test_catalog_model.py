@@ -261,7 +261,9 @@ async def carry_out(app, model, step):
                         lost = await catalogue.lose_shards(holder, [(extent.id, shard, False)])
                         assert lost == (holder != MISSING)
                     else:
-                        refused = await catalogue.place_shards(pool, [(extent.id, shard, extent.edition)])
+                        refused = await catalogue.place_shards(
+                            pool, catalogue.pools[pool].boot_id, [(extent.id, shard, extent.edition)]
+                        )
                         assert bool(refused) is (pool in extent.pools and holder != pool)
         case "confirm", pool:
             await trio.sleep(200)

@@ -54,7 +54,7 @@ def test_no_invariant_breaks(run, seed):
 
 def test_what_can_happen_happens(run):
     happened = sum((run(seed).happened for seed in SEEDS), Counter())
-    wanted = [*KINDS, *(f"{verb} done" for verb in Verb), "put conflict", "get not-found"]
+    wanted = [*KINDS, *(f"{verb} done" for verb in Verb), "put conflict", "get not-found", "pool replaced"]
     assert [what for what in wanted if not happened[what]] == []
 
 

@@ -514,6 +514,10 @@ async def survives(app):
     return [(count.survives, count.files, count.extents) for count in await app.catalogue.survival([])]
 
 
+async def place_on(app, pool, places):
+    return await app.catalogue.place_shards(pool, app.catalogue.pools[pool].boot_id, places)
+
+
 @story
 async def test_a_lost_shard_is_missing_and_degraded_until_it_is_placed_again(app):
     await app.put("f/a")
@@ -524,7 +528,7 @@ async def test_a_lost_shard_is_missing_and_degraded_until_it_is_placed_again(app
     assert await app.catalogue.degraded(None, 10) == [(1, extent.id)]
     assert app.catalogue.missing == 1
     assert await survives(app) == [(1, 1, 1)]
-    assert await app.catalogue.place_shards(3, [(extent.id, 2, 1)]) == []
+    assert await place_on(app, 3, [(extent.id, 2, 1)]) == []
     assert (await extent_of(app)).edition == 2
     assert await app.catalogue.degraded(None, 10) == []
     assert app.catalogue.missing == 0
@@ -538,10 +542,23 @@ async def test_a_shard_is_placed_only_from_the_edition_that_was_read(app):
     twice = (extent.id, 5, extent.edition)
     gone = (ExtentId(9, 9), 0, 0)
     outside = (extent.id, 6, extent.edition)
-    assert await app.catalogue.place_shards(6, [late, gone, outside]) == [late, gone, outside]
-    assert await app.catalogue.place_shards(5, [twice]) == [twice]  # It has another shard already.
-    assert await app.catalogue.place_shards(6, [twice, twice]) == [twice]
+    assert await place_on(app, 6, [late, gone, outside]) == [late, gone, outside]
+    assert await place_on(app, 5, [twice]) == [twice]  # It has another shard already.
+    assert await place_on(app, 6, [twice, twice]) == [twice]
     assert (await extent_of(app)).pools == (1, 2, 3, 4, 5, 6)
+
+
+@story
+async def test_what_a_start_of_a_pool_stored_is_not_placed_once_the_pool_started_again(app):
+    await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    extent = await extent_of(app)
+    stored = (extent.id, 5, extent.edition)
+    before = app.catalogue.pools[6]
+    again = replace(before, boot_id=b"the next start..")
+    await app.catalogue.save_pool(again)
+    assert await app.catalogue.place_shards(6, before.boot_id, [stored]) == [stored]
+    assert (await extent_of(app)).pools == extent.pools
+    assert await app.catalogue.place_shards(6, again.boot_id, [stored]) == []
 
 
 @story
@@ -579,9 +596,9 @@ async def test_what_is_on_a_pool_that_is_out_is_missing_whatever_is_left(app):
     assert app.catalogue.missing == 4
     assert await app.catalogue.degraded(None, 10) == sorted([(-1, ids[0]), (1, ids[1])])
     place = (ids[1], 0, 1)
-    assert await app.catalogue.place_shards(1, [place]) == [place]
+    assert await place_on(app, 1, [place]) == [place]
     app.catalogue.set_out([])
-    assert await app.catalogue.place_shards(1, [place]) == []
+    assert await place_on(app, 1, [place]) == []
 
 
 @story

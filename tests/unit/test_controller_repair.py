@@ -64,7 +64,7 @@ class Master:
 
     async def store(self, pool, orders):
         places = [ExpectedShard(order.extent.id, order.shard, order.extent.edition) for order in orders]
-        refused = await self.catalogue.place_shards(pool, places)
+        refused = await self.catalogue.place_shards(pool, bytes([pool]) * 16, places)
         self.repair.recorded(pool, places, [ExpectedShard(*place) for place in refused])
         return refused
 

@@ -10,6 +10,7 @@ from droppexd.catalog.keys import (
     POOLS,
     VERSIONS,
     extent_key,
+    garbage_key,
     parse_degraded,
     parse_id,
 )
@@ -20,7 +21,7 @@ from droppexd.catalog.records import (
     unpack_pool,
     unpack_version,
 )
-from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId
+from droppexd.model import MISSING, Extent, ExtentId, Membership, PoolRecord, Version, VersionId
 from tests.simulation.simulator.world import ShardKey, WatchedDisk, World
 
 
@@ -58,20 +59,39 @@ def garbage(world: World) -> int:
     return sum(key.startswith(GARBAGE) for key in world.catalogue.entries)
 
 
+def is_garbage(world: World, extent_id: ExtentId) -> bool:
+    """Return whether an extent is dead, and some pool has not confirmed that."""
+    return garbage_key(extent_id) in world.catalogue.entries
+
+
 def degraded(world: World) -> set[tuple[int, ExtentId]]:
     """Return the degraded index."""
     return {parse_degraded(key) for key in world.catalogue.entries if key.startswith(DEGRADED)}
 
 
+def pool_number(world: World, pool_id: bytes) -> int | None:
+    """Return the number of a pool, once it has one."""
+    return next((record.number for record in _pools(world) if record.pool_id == pool_id), None)
+
+
+def removed(world: World) -> set[int]:
+    """Return the numbers of the pools that an operator has replaced."""
+    return {record.number for record in _pools(world) if record.membership == Membership.REMOVED}
+
+
+def _pools(world: World) -> Iterator[PoolRecord]:
+    for key, entry in world.catalogue.entries.items():
+        if key.startswith(POOLS):
+            yield unpack_pool(entry.value)
+
+
 def disks(world: World) -> dict[int, WatchedDisk]:
     """Return the disks by the number of their pool."""
     found = {}
-    for key, entry in world.catalogue.entries.items():
-        if key.startswith(POOLS):
-            record = unpack_pool(entry.value)
-            disk = world.disk_of(record.pool_id)
-            if disk is not None:
-                found[record.number] = disk
+    for record in _pools(world):
+        disk = world.disk_of(record.pool_id)
+        if disk is not None:
+            found[record.number] = disk
     return found
 
 

@@ -1,6 +1,7 @@
 """The processes of a run, on one network and many disks: started, killed and started again."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -72,6 +73,10 @@ class Cluster:
         """Which disk is in which pool's machine: they can be swapped."""
         self.latency_s: dict[str, float] = {}
         self.wall_offset_ms: dict[str, int] = {}
+        self.replace_pool: Callable[[int, bool], Awaitable[None]]
+        """How an operator replaces a pool; set by the simulation, whose clients come after the cluster."""
+        self.replacing: set[int] = set()
+        """The pools that an operator is about to replace."""
         self._nursery = nursery
         self._seed = seed
         self._starts = 0
@@ -147,6 +152,8 @@ class Cluster:
 
     async def _run(self, process: Process) -> None:
         name = process.name
+        if process.killed:
+            return  # In the moment in which it was to start: another start may have its place by now.
         LIFE.set(process.life)
         failure: DroppexError | None = None
         try:
@@ -263,6 +270,23 @@ class Cluster:
         process = self.processes[clone] = Process(clone, runtime, clock, work, disk=copy)
         self._nursery.start_soon(self._run, process)
         return clone
+
+    def insert_disk(self, name: str) -> None:
+        """Put an empty disk into a pool's machine, in the place of the one that is there."""
+        old = self.disk_of[name]
+        new = WatchedDisk(f"the new disk of {name}", old.bought_capacity, self.world)
+        self.disk_of[name] = self.world.disks[new.name] = new
+
+    def replace(self, pool: int, *, force: bool) -> None:
+        """Have an operator replace a pool, who tries until it is done."""
+        self.replacing.add(pool)
+        self._nursery.start_soon(self._replace, pool, force)
+
+    async def _replace(self, pool: int, force: bool) -> None:
+        await self.replace_pool(pool, force)
+        self.replacing.discard(pool)
+        self.trace.say(f"pool {pool} is replaced")
+        self.world.happened["pool replaced"] += 1
 
     def set_latency(self, name: str, latency_s: float) -> None:
         """Make a process's disk slow, now and after a restart; 0 ends that."""

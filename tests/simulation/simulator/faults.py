@@ -5,6 +5,7 @@ in its `Fault`; it decides nothing by chance. A fault that cannot be carried out
 or it would take more shards than an extent can lose) returns without yielding.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import trio
@@ -20,23 +21,32 @@ HOUR_MS = 3_600_000
 
 
 class Wounds:
-    """Keeps the faults within what the cluster promises to survive: of no extent fewer than k shards sound."""
+    """Keeps the faults within what the cluster promises to survive: of no extent fewer than k shards sound.
+
+    An extent that is being uploaded may be committed with k + 1 shards: it bears the loss of one.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._world = cluster.world
 
     def bearable(self, disk: WatchedDisk, keys: Iterable[ShardKey]) -> bool:
-        """Whether every live extent stays readable when these shards of a disk go."""
+        """Whether every extent stays readable, and becomes so, when these shards of a disk go."""
         wanted = set(keys)
         by_number = catalogue.disks(self._world)
+        uploading = {extent_id for extent_id, _ in wanted}
         for record in catalogue.extents(self._world):
+            uploading.discard(record.id)
             losses = sum(
                 key in wanted and by_number.get(pool) is disk and disk.sound(key)
                 for pool, key in catalogue.shards(record)
             )
             if losses and catalogue.sound_shards(record, by_number) - losses < record.layout.k:
                 return False
-        return True
+        harmed = wanted | {key for one in self._world.disks.values() for key in one.harmed()}
+        counted = Counter(extent_id for extent_id, _ in harmed)
+        return all(
+            counted[extent_id] <= 1 or catalogue.is_garbage(self._world, extent_id) for extent_id in uploading
+        )
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -155,7 +165,10 @@ def bit_flip(cluster: Cluster, fault: Fault) -> Iterator[None]:
     whole = [key for key in disk.order if disk.sound(key)]
     if not whole:
         return
-    key = whole[int(fault.draw * len(whole))]
+    # Readers ask for data first: damage to those shards is met before a scrub has it mended.
+    data = [key for key in whole if key[1] < disk.shards[key].header.layout.k]
+    among = data if data and fault.amount < 0.8 else whole
+    key = among[int(fault.draw * len(among))]
     if not Wounds(cluster).bearable(disk, [key]):
         return
     extent, index = key
@@ -202,25 +215,49 @@ def roll_back(cluster: Cluster, fault: Fault) -> Iterator[None]:
     disk = cluster.disk_of[fault.one]
     if disk.lost or not disk.pool_id:
         return
-    before = disk.snapshot()
+    before, spoiled = disk.snapshot(), set(disk.spoiled)
     yield
     if disk.lost or disk is not cluster.disk_of[fault.one]:
         return
-    if not Wounds(cluster).bearable(disk, set(disk.shards) - set(before.shards)):
+    if not Wounds(cluster).bearable(disk, (set(disk.shards) - set(before.shards)) | spoiled):
         return
     cluster.kill(fault.one)
     disk.restore(before)
+    disk.spoiled = spoiled
     cluster.trace.say(f"  the disk of {fault.one} is as it was {fault.for_s:.2f} s ago")
     cluster.start(fault.one)
+
+
+def _may_be_lost(cluster: Cluster, disk: WatchedDisk) -> bool:
+    none_lost = not any(one.lost for one in cluster.world.disks.values())
+    return none_lost and Wounds(cluster).bearable(disk, disk.shards)
 
 
 def lose_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Lose a pool and its disk for good; one in a run."""
     disk = cluster.disk_of[fault.one]
-    if any(one.lost for one in cluster.disk_of.values()) or not Wounds(cluster).bearable(disk, disk.shards):
+    if not _may_be_lost(cluster, disk):
         return
     cluster.kill(fault.one)
     disk.lost = True
+    yield
+
+
+def replace_pool(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Lose a disk, and have an operator replace its pool, who may put an empty disk into the same machine.
+
+    The disk that was lost is never seen again.
+    """
+    disk = cluster.disk_of[fault.one]
+    number = catalogue.pool_number(cluster.world, disk.pool_id)
+    if number is None or not _may_be_lost(cluster, disk):
+        return
+    cluster.kill(fault.one)
+    disk.lost = True
+    if fault.amount < 0.6:
+        cluster.insert_disk(fault.one)
+        cluster.start(fault.one)
+    cluster.replace(number, force=fault.draw < 0.3)
     yield
 
 
@@ -258,6 +295,7 @@ KINDS: dict[str, FaultKind] = {
     "swap-disks": swap_disks,
     "roll-back": roll_back,
     "lose-disk": lose_disk,
+    "replace-pool": replace_pool,
     "clone": clone,
     "wrong-clock": wrong_clock,
 }

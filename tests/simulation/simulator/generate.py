@@ -1,6 +1,7 @@
 """Draw a plan from a seed. What is drawn together here fits together; what it does is told elsewhere."""
 
 import random
+from dataclasses import replace
 
 from tests.simulation.simulator.cluster import APPS, CONTROLLERS
 from tests.simulation.simulator.plan import Fault, Operation, Plan, Round, Shape, Verb, When
@@ -32,6 +33,7 @@ _POOL_FAULTS = {
     "swap-disks": 2,
     "roll-back": 4,
     "lose-disk": 1,
+    "replace-pool": 2,
     "clone": 1,
     "wrong-clock": 2,
 }
@@ -53,6 +55,16 @@ and none of the controller's beside a clone but its death: a master that cannot 
 a pool that lives."""
 
 
+_LONG_PUTS = 0.12
+"""In so many plans a put lasts so long that a pool is out before it ends."""
+
+_MOVES = 0.08
+"""In so many plans shards are moved away from a disk that fails."""
+
+_READS_OF_DAMAGE = 0.06
+"""In so many plans files are read before anybody has noticed that they are damaged."""
+
+
 def _pick(draw: random.Random, weights: dict) -> object:
     return draw.choices(list(weights), list(weights.values()))[0]
 
@@ -70,7 +82,130 @@ def draw_plan(seed: int) -> Plan:
         operations = _draw_operations(draw, shape, folder, most_s, sizes, numbers)
         faults = _draw_faults(draw, shape, most_s, numbers)
         rounds.append(Round(operations=operations, faults=faults, most_s=most_s))
+    if draw.random() < _LONG_PUTS:
+        shape = replace(shape, replace_after_s=6.0)
+        rounds[0] = _with_long_put(draw, shape, rounds[0], sizes, numbers)
+    elif draw.random() < _MOVES:
+        shape = replace(shape, review_s=1.5, scrub_every_s=5.0)
+        rounds[0] = _with_moves(draw, shape, rounds[0], sizes, numbers)
+    elif draw.random() < _READS_OF_DAMAGE:
+        shape = replace(shape, scrub_every_s=40.0)
+        rounds[0] = _with_reads_of_damage(draw, shape, rounds[0], sizes, numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_reads_of_damage(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with files that are read soon after some of their shards were damaged."""
+    names = [f"docs/read-{number}" for number in range(4)]
+    puts = [
+        Operation(
+            number=next(numbers),
+            client=0,
+            verb=Verb.PUT,
+            name=name,
+            size=max(_draw_size(draw, shape, sizes) for _ in range(3)),
+            layout=draw.choice(("1+2", "2+1", "2+2")),
+        )
+        for name in names
+    ]
+    # Of a part of a file: a client knows the hash of the whole.
+    gets = [
+        Operation(
+            number=next(numbers),
+            client=0,
+            verb=Verb.GET_RANGE,
+            name=name,
+            pause_s=0.0 if number else 2.5,
+            draw=draw.uniform(0.1, 0.9),
+        )
+        for number, name in enumerate(names * 2)
+    ]
+    flips = [
+        Fault(
+            number=next(numbers),
+            kind="bit-flip",
+            at_s=2.0,
+            for_s=0.1,
+            one=pool,
+            amount=draw.uniform(0, 0.8),
+            draw=draw.random(),
+        )
+        for pool in shape.pools
+    ]
+    return Round(
+        operations=(*puts, *gets, *part.operations),
+        faults=(*part.faults, *flips),
+        most_s=max(6.0, part.most_s),
+    )
+
+
+def _with_moves(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with a disk that fails for writes and is emptied, slowly, while all pools ask around."""
+    puts = [
+        Operation(
+            number=next(numbers),
+            client=0,
+            verb=Verb.PUT,
+            name=f"docs/moved-{number}",
+            size=_draw_size(draw, shape, sizes),
+            layout=draw.choice(("1+1", "2+1", "1+2", "2+2")),
+        )
+        for number in range(6)
+    ]
+    failing = draw.choice(shape.pools)
+    faults = [
+        Fault(number=next(numbers), kind="failing-flush", at_s=2.0, for_s=60.0, one=failing),
+        *(
+            Fault(
+                number=next(numbers),
+                kind="slow-disk",
+                at_s=draw.uniform(2, 4),
+                for_s=60.0,
+                one=one,
+                amount=draw.uniform(0.3, 0.8),
+            )
+            for one in (*shape.pools, next(iter(CONTROLLERS)))
+            if one != failing
+        ),
+    ]
+    calm = [fault for fault in part.faults if draw.random() < 0.3]
+    return Round(
+        operations=(*puts, *part.operations, _waiting(next(numbers))), faults=(*calm, *faults), most_s=40.0
+    )
+
+
+def _waiting(number: int) -> Operation:
+    """Return an operation that keeps a round from ending before its time."""
+    return Operation(number=number, client=1, verb=Verb.STAT, name="docs/a", pause_s=60.0)
+
+
+def _with_long_put(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with a put that lasts until a pool is out that took shards of it."""
+    extent = shape.chunk_size * EXTENT_CHUNKS
+    size = next(size for size in range(3 * extent, 4 * extent) if size not in sizes)
+    sizes.add(size)
+    put = Operation(
+        number=next(numbers),
+        client=0,
+        verb=Verb.PUT,
+        name="docs/a",
+        size=size,
+        layout=draw.choice(("2+2", "1+2", "3+2")),
+        patience_s=120.0,
+        dawdle_s=3.0,
+    )
+    kind = _pick(draw, {"lose-disk": 2, "replace-pool": 1, "kill": 1, "partition": 2})
+    fault = Fault(
+        number=next(numbers),
+        kind=kind,
+        at_s=draw.uniform(13, 20),
+        for_s=draw.choice((14.0, 30.0)),
+        one=draw.choice(shape.pools),
+        other=next(iter(CONTROLLERS)) if kind == "partition" else "",
+        amount=draw.random(),
+        draw=draw.random(),
+    )
+    return Round(operations=(put, *part.operations), faults=(*part.faults, fault), most_s=50.0)
 
 
 def _draw_shape(draw: random.Random) -> Shape:

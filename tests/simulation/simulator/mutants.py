@@ -1,8 +1,6 @@
-"""Mutants: each breaks one rule of droppex, and the checkers must notice. To add one, add it to MUTANTS.
+"""Mutants: each breaks one rule of droppex, and the checkers must notice. To add one, add it to MUTANTS."""
 
-A mutant that needs what is not built yet has no patch, and says what it waits for.
-"""
-
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,10 +8,12 @@ from unittest import mock
 
 import trio
 
-from droppexd.catalog import batch, catalogue
+from droppexd.catalog import batch, catalogue, changes
 from droppexd.errors import DroppexError
 from droppexd.roles import app, app_download, pool_reconcile, pool_writer
+from droppexd.store.simulated import SimulatedStore
 from tests.simulation.simulator.checks.bounds import BOUNDED
+from tests.simulation.simulator.checks.losses import COUNTS
 from tests.simulation.simulator.checks.reads import LINEARIZABLE
 from tests.simulation.simulator.checks.rest import READABLE, RESTS
 from tests.simulation.simulator.checks.shards import DROPPED, FLUSHED, PLACED
@@ -31,8 +31,9 @@ class Mutant:
     breaks: str
     caught_by: tuple[str, ...]
     """The checkers that may be the first to notice."""
-    patch: Patch | None = None
-    waits_for: str = ""
+    patch: Patch
+    ignoring: tuple[str, ...] = ()
+    """Checkers that look away, so that it is caught by what comes of it."""
 
 
 def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
@@ -90,6 +91,33 @@ def _accept_lower_term(stack: ExitStack) -> None:
         made.committed()
 
     _replace(stack, catalogue.Catalogue, "_commit", commit)
+
+
+def _no_generation(stack: ExitStack) -> None:
+    def drop_one(self, holding) -> bool:
+        key = (holding.extent, holding.shard)
+        if key in self._disk.shards:
+            self._disk.remove(key)
+        return True
+
+    _replace(stack, SimulatedStore, "_drop_one", drop_one)
+    _forget_pins(stack)
+
+
+def _forget_pins(stack: ExitStack) -> None:
+    _replace(stack, pool_reconcile.Reconciler, "pin", lambda *_: None)
+    _replace(stack, pool_reconcile.Reconciler, "unpin", lambda *_: None)
+
+
+def _count_out_pool(stack: ExitStack) -> None:
+    checked_extent = changes._checked_extent
+
+    def checked(extent, state):
+        blind = copy.copy(state)
+        blind.out = frozenset()
+        return checked_extent(extent, blind)
+
+    _replace(stack, changes, "_checked_extent", checked)
 
 
 def _skip_checksum(stack: ExitStack) -> None:
@@ -183,9 +211,9 @@ MUTANTS: dict[str, Mutant] = {
         patch=_drop_without_word,
     ),
     "no-generation": Mutant(
-        breaks="an order to drop a shard does not name the stored instance",
+        breaks="an order to drop a shard names no stored instance, and spares none that is rebuilt",
         caught_by=(DROPPED, FLUSHED, PLACED),
-        waits_for="shards that are put back under an identity that was dropped before: rebuild and repair",
+        patch=_no_generation,
     ),
     "orphan-by-age": Mutant(
         breaks="a shard without a record is dead by its age, and not by its session",
@@ -204,19 +232,30 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "count-out-pool": Mutant(
         breaks="shards on a pool that is out count among the k+1 of a commit",
-        caught_by=(FLUSHED, PLACED, READABLE),
-        waits_for="pools that are out: repair",
+        caught_by=(COUNTS,),
+        patch=_count_out_pool,
     ),
     "forget-degraded": Mutant(
         breaks="an extent with a missing shard does not enter the degraded index",
         caught_by=(DEGRADED,),
         patch=_forget_degraded,
     ),
+    "never-repaired": Mutant(
+        breaks="the same, and nobody compares the index with the records",
+        caught_by=(RESTS,),
+        patch=_forget_degraded,
+        ignoring=(DEGRADED,),
+    ),
     # More, so that each checker has one that it alone must notice.
     "receipt-before-commit": Mutant(
         breaks="the catalogue answers before its transaction is flushed",
         caught_by=(RECORDED, LINEARIZABLE),
         patch=_receipt_before_commit,
+    ),
+    "forget-pins": Mutant(
+        breaks="a verdict removes a shard that is being moved here",
+        caught_by=(DROPPED, FLUSHED, PLACED),
+        patch=_forget_pins,
     ),
     "stale-look-ups": Mutant(
         breaks="an app answers reads from a look-up that is up to a second old",

@@ -3,13 +3,14 @@
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import trio
 
 from tests.simulation.simulator.checks.bounds import Bounds
+from tests.simulation.simulator.checks.losses import OutPoolsDoNotCount
 from tests.simulation.simulator.checks.reads import check_history
 from tests.simulation.simulator.checks.rest import RESTS, check_readable, unrest, untruth
 from tests.simulation.simulator.checks.shards import CommitsNameFlushedShards, LiveShardsStay, check_placed
@@ -54,11 +55,14 @@ class Result:
 class Simulation:
     """One run of one plan."""
 
-    def __init__(self, plan: Plan, *, messages: bool = False) -> None:
+    def __init__(self, plan: Plan, *, messages: bool = False, ignoring: Collection[str] = ()) -> None:
         self._plan = plan
         self._trace = Trace(messages=messages)
-        self._world = World()
+        self._world = World(ignoring)
         self._bounds = Bounds(self._world)
+        for checker in (TermsInForce, DeadStayDead, LiveShardsStay, CommitsNameFlushedShards):
+            checker(self._world)
+        self._out_pools = OutPoolsDoNotCount(self._world)
         self._decided = True
         self._seconds = 0.0
         self._world.put_of_size = {
@@ -71,6 +75,7 @@ class Simulation:
         with ExitStack() as stack:
             stack.enter_context(small_scale(self._plan.shape.most_transfers))
             mutate(stack)
+            self._out_pools.watch(stack)
             stack.enter_context(self._bounds.watching())
             collecting = gc.isenabled()
             gc.disable()  # Objects that are ended by the collector would end at another moment each time.
@@ -96,8 +101,6 @@ class Simulation:
 
     async def _main(self) -> None:
         plan, world = self._plan, self._world
-        for checker in (TermsInForce, DeadStayDead, LiveShardsStay, CommitsNameFlushedShards):
-            checker(world)
         async with trio.open_nursery() as nursery:
             world.on_violation = nursery.cancel_scope.cancel
             cluster = Cluster(nursery, plan.seed, plan.shape, world, self._trace)
@@ -110,6 +113,8 @@ class Simulation:
                 await nursery.start(attend, number, cluster, plan.seed)
                 for number in range(plan.shape.clients)
             ]
+            operator = await nursery.start(attend, plan.shape.clients, cluster, plan.seed)
+            cluster.replace_pool = operator.replace_pool
             await self._all_ready(cluster)
             await trio.sleep(MAP_S)
             for number, part in enumerate(plan.rounds):
@@ -169,6 +174,10 @@ def simulate(
     *,
     messages: bool = False,
     mutate: Callable[[ExitStack], None] = lambda _: None,
+    ignoring: Collection[str] = (),
 ) -> Result:
-    """Run a plan in a cluster of its own and return what came of it. Deterministic."""
-    return Simulation(plan, messages=messages).run(mutate)
+    """Run a plan in a cluster of its own and return what came of it. Deterministic.
+
+    Violations of the invariants `ignoring` are not noticed, to see what comes of them.
+    """
+    return Simulation(plan, messages=messages, ignoring=ignoring).run(mutate)

@@ -17,6 +17,8 @@ from tests.simulation.simulator.surroundings import BlockingWork, runtime_of
 EXACT = "exact-bytes"
 RECORDED = "acknowledged-is-recorded"
 
+_BETWEEN_TRIES_S = 1.0
+
 _READS = (Verb.GET, Verb.GET_RANGE, Verb.STAT, Verb.LIST)
 
 
@@ -175,6 +177,19 @@ class Person:
                 self._saw(name, entries[name].version, call)
             history.calls.append(call)
         return ""
+
+    async def replace_pool(self, pool: int, force: bool) -> None:
+        """Replace a pool as an operator does, who tries again until it is done."""
+        while True:
+            try:
+                await self._client.replace_pool(str(pool), force=force)
+            except NotFound:
+                return  # An answer was lost: it is done.
+            except DroppexError as error:
+                self._cluster.trace.say(f"pool {pool} is not replaced: {error}")
+                await trio.sleep(_BETWEEN_TRIES_S)
+            else:
+                return
 
     async def status(self):
         """Ask how the cluster is."""

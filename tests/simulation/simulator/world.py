@@ -1,7 +1,7 @@
 """What the checkers know: every disk, the catalogue as it is, the history, and what the faults have taken."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -55,6 +55,10 @@ class WatchedDisk(SimulatedDisk):
         """Whether the shard is there, whole."""
         return not self.lost and key in self.shards and key not in self.spoiled
 
+    def harmed(self) -> set[ShardKey]:
+        """Return the shards that faults took or damaged, and that were not made good here."""
+        return self.taken | (set(self.shards) if self.lost else self.spoiled)
+
     def accounted_for(self, key: ShardKey) -> bool:
         """Whether the shard is there, or a fault is the reason why it is not."""
         return self.lost or key in self.shards or key in self.taken
@@ -64,7 +68,6 @@ class WatchedDisk(SimulatedDisk):
         super().restore(snapshot)
         self.taken |= before - set(self.shards)
         self.taken -= set(self.shards)
-        self.spoiled &= set(self.shards)
 
 
 class WatchedCatalogueDisk(CatalogueDisk):
@@ -94,7 +97,8 @@ LIFE: ContextVar[Life] = ContextVar("life")
 class World:
     """Shared by the cluster, the faults, the workload and the checkers of one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignoring: Collection[str] = ()) -> None:
+        self._ignoring = frozenset(ignoring)
         self.history = History()
         self.disks: dict[str, WatchedDisk] = {}
         self.catalogue = WatchedCatalogueDisk(self)
@@ -115,7 +119,7 @@ class World:
 
     def report(self, invariant: str, text: str) -> None:
         """Note that an invariant does not hold; the first is what the run ends with."""
-        if self.violation is None:
+        if self.violation is None and invariant not in self._ignoring:
             self.violation = Violation(invariant, text)
             self.on_violation()
 

@@ -24,6 +24,8 @@ def unrest(cluster: Cluster, bounds: Bounds) -> str:
         process = cluster.processes.get(name)
         if process is None or not process.ready:
             return f"{name} is not ready"
+    if cluster.replacing:
+        return f"pools {sorted(cluster.replacing)} are still to be replaced"
     return bounds.not_given_back() or _unnamed(cluster) or _redundancy(cluster)
 
 
@@ -38,8 +40,11 @@ def _unnamed(cluster: Cluster) -> str:
             if pool == number:
                 continue
             return f"{disk.name} holds shard {index} of extent {extent_id}, which no record names"
-    lost = any(disk.lost for disk in world.disks.values())
-    if catalogue.garbage(world) and not lost:
+    silent = any(
+        disk.lost and number not in catalogue.removed(world)
+        for number, disk in catalogue.disks(world).items()
+    )
+    if catalogue.garbage(world) and not silent:
         return f"{catalogue.garbage(world)} dead extents are not confirmed by their pools"
     return ""
 
