@@ -246,7 +246,11 @@ class Client:
 
         Raise NotFound, and Conflict while it is up or when files would be lost with it, unless `force`.
         """
-        return await self._ask(ReplacePool(pool=pool, force=force))
+        # By number: it may be repeated on its way, and an empty folder may have taken the name by then.
+        pools = (await self.status()).status.pools
+        numbers = [str(one.number) for one in pools if one.name == pool]
+        wanted = numbers[0] if len(numbers) == 1 else pool
+        return await self._ask(ReplacePool(pool=wanted, force=force))
 
     def orphans(self, *, after: ExtentId | None = None) -> OrphanListing:
         """Return an iterator over the versions that pools hold and the catalogue never knew.

@@ -130,6 +130,8 @@ class Care:
         """Remove a pool for good, whose shards are then rebuilt on others."""
         self._check_term()
         record = self._pools.named(request.pool)
+        if record.membership == Membership.REMOVED:
+            return PoolReplaced(number=record.number, name=record.name, shards=0)
         if not request.force:
             await self._check_replaceable(record)
         shards = self._catalogue.places(record.number)

@@ -182,11 +182,14 @@ class PoolTable:
         return self._seen(number).record
 
     def named(self, name: str) -> PoolRecord:
-        """Return the pool of this name or number; raise NotFound, or Conflict when several have the name."""
+        """Return the pool of this name or number, by number also a removed one: numbers are used once.
+
+        Raise NotFound, or Conflict when several have the name.
+        """
         found = [
             pool.record
             for number, pool in self._pools.items()
-            if not pool.removed and name in (pool.record.name, str(number))
+            if name == str(number) or (name == pool.record.name and not pool.removed)
         ]
         exact = [record for record in found if record.name == name] or found
         if len(exact) > 1:

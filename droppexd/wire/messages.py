@@ -726,7 +726,6 @@ class TakeWork(Request[Work]):
     room: Annotated[int, Bounds(0, MAX_ORDERS)]
     running: ExtentIds = ()
     failed: ExtentIds = ()
-    rebuilt_bytes: int = 0
 
 
 @message(67)

@@ -149,7 +149,9 @@ def test_a_removed_pool_is_dead_for_ever(simulate):
             await trio.sleep(15)
             await client.remove("docs/large-1")
             del contents["docs/large-1"]
-            await client.replace_pool("pool-3")
+            replaced = await client.replace_pool("pool-3")
+            again = await client.replace_pool(str(replaced.number))  # As when an answer was lost.
+            assert (again.number, again.shards) == (replaced.number, 0)
             assert "was removed" in await cluster.refused_pool("pool-3")
             await trio.sleep(60)
             await rest(client)
