@@ -36,9 +36,9 @@ def clean_environment(home):
     return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT)}
 
 
-def wait_for(condition, what):
+def wait_for(condition, what, patience_s=PATIENCE_S):
     """Return what `condition` returns once that is true."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (result := condition()):
         assert time.monotonic() < deadline, what
         time.sleep(0.05)

@@ -4,7 +4,9 @@ import io
 import random
 import shutil
 import threading
+from functools import partial
 
+import pytest
 import trio
 
 from droppexd.client import open_client
@@ -199,6 +201,9 @@ def is_settled(cluster):
     return True
 
 
+SIZES = (3000, 100_000, 400_000, 5_000_000)
+
+
 def test_files_outlive_two_dead_pools_one_from_the_past_and_one_that_rots(new_cluster, wait_until, tmp_path):
     with new_cluster(pools=8, controller=SETTINGS) as cluster:
         under_fire(
@@ -206,6 +211,14 @@ def test_files_outlive_two_dead_pools_one_from_the_past_and_one_that_rots(new_cl
             tmp_path / "image",
             wait_until,
             still=60,
-            sizes=(3000, 100_000, 400_000, 5_000_000),
+            sizes=SIZES,
             rotten=5,
         )
+
+
+@pytest.mark.slow
+@pytest.mark.full_size
+def test_three_gib_in_two_thousand_files_outlive_them_too(new_cluster, wait_until, tmp_path):
+    patient = partial(wait_until, patience_s=1800)
+    with new_cluster(pools=8, controller=SETTINGS) as cluster:
+        under_fire(cluster, tmp_path / "image", patient, still=2000, sizes=(*SIZES, 2_600_000), rotten=50)

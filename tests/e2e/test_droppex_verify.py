@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LARGE = 9_000_000
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_on_a_terminal_a_bar_moves(verifying):
     assert b"verifying" in shown
 
 
-def test_damage_is_named_by_file_and_pool_and_is_1(verifying, breakable):
+def test_damage_is_named_by_file_and_pool_and_is_1_and_is_mended(verifying, breakable):
     verifying("put", "-", "docs/damaged", stdin=os.urandom(LARGE))
     (extent,) = verifying.json("stat", "docs/damaged")["extents"]
     pools = {pool["name"]: pool["data"] for pool in breakable.of_role("pool")}
@@ -101,6 +103,10 @@ def test_damage_is_named_by_file_and_pool_and_is_1(verifying, breakable):
     result = verifying("verify", "docs/damaged", code=1).stdout.decode()
     assert f"damaged: shard 0 of extent 0 on {holder}" in result
     assert "2 sound, 1 damaged" in result
+    deadline = time.monotonic() + PATIENCE_S
+    while verifying.json("verify", "docs/damaged", code=None)["sound"] != 3:
+        assert time.monotonic() < deadline, "the damaged shard is not mended"
+        time.sleep(0.2)
 
 
 def test_pools_that_are_away_make_it_6_and_their_folders_can_be_checked(verifying, breakable, pool_check):
