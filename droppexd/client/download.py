@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
+from droppexd.client.together import chunks_together
 from droppexd.errors import IntegrityError, RemoteProtocolError
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import GetData, GetOpened, GetPart
@@ -115,10 +116,10 @@ class Download:
         pending: deque[tuple[int, Pending[GetData]]] = deque()
         try:
             while asked < self.info.parts or pending:
-                # Half of the credit in one request, so that the app reads on while an answer is dealt with.
-                together = max(1, min(self.info.together, credit // 2))
-                while asked < self.info.parts and unanswered + together <= max(1, credit):
-                    count = min(together, self.info.parts - asked)
+                while asked < self.info.parts:
+                    count = min(chunks_together(asked, self.info.together, credit), self.info.parts - asked)
+                    if unanswered + count > max(1, credit):
+                        break
                     request = GetPart(stream=self.info.stream, part=asked, count=count)
                     begun = self._connections.begin(self._address, request, timeout_s=PART_S)
                     pending.append((count, begun))

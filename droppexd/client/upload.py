@@ -1,6 +1,7 @@
 """Writing: chunks read and hashed in a worker thread, as many on their way as the app gives credit.
 
-Half of the credit goes in one message, so that the app works on one while the next is made.
+Half of the credit goes in one message, so that the app works on one while the next is made. The first
+messages are smaller: of a short file, too, the app gets the begin while the rest is read.
 """
 
 from collections import deque
@@ -11,6 +12,7 @@ import trio
 from blake3 import blake3
 
 from droppexd.client.keeping import kept_alive
+from droppexd.client.together import chunks_together
 from droppexd.coding import chunk_checksum
 from droppexd.errors import DroppexError, IntegrityError, RemoteProtocolError
 from droppexd.model import SMALL_SIZE, Layout, Metadata, Receipt
@@ -109,18 +111,19 @@ class Upload:
         run_blocking = self._runtime.run_blocking
         pending: deque[tuple[int, int, Pending[PutProgress]]] = deque()
         credit, chunk_size = opened.credit, opened.chunk_size
-        together = _together(opened, credit)
-        reader.unread(head)
-        ready = await run_blocking(reader.read_chunks, together, chunk_size)
         sequence = unanswered = 0
+        reader.unread(head)
+        ready = await run_blocking(
+            reader.read_chunks, chunks_together(sequence, opened.together, credit), chunk_size
+        )
         receipt: Receipt | None = None
         while ready or pending:
-            together = _together(opened, credit)
-            count = min(len(ready), together)
+            count = min(len(ready), chunks_together(sequence, opened.together, credit))
             if count and unanswered + count <= max(1, credit):
                 chunks, ready = ready[:count], ready[count:]
+                ahead = chunks_together(sequence + count, opened.together, credit)
                 checksums, more = await run_blocking(
-                    reader.hash_and_read, sequence, chunks, together - len(ready), chunk_size
+                    reader.hash_and_read, sequence, chunks, ahead - len(ready), chunk_size
                 )
                 ready += more
                 request = PutChunk(
@@ -151,11 +154,6 @@ class Upload:
                 await self._connections.call(self._address, PutAbort(stream=stream), timeout_s=_ABORT_S)
             except DroppexError:
                 return  # The app has given the stream up already, or will when it hears nothing more.
-
-
-def _together(opened: PutOpened, credit: int) -> int:
-    """Return how many chunks go in one message, so that two messages may be on their way."""
-    return max(1, min(opened.together, credit // 2))
 
 
 class _Reader:

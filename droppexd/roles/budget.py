@@ -8,8 +8,8 @@ from collections import deque
 
 import trio
 
-_MOST = 4
-"""More chunks in flight make one stream no faster: two messages of two chunks each.
+_MOST = 8
+"""More chunks in flight make one stream no faster: two messages of four chunks each.
 
 Nor should a stream hold more: one whose client has vanished keeps what it holds until it is forgotten.
 """

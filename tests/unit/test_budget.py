@@ -7,7 +7,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from droppexd.roles.budget import Budget
 
-MOST = 4
+MOST = 8
 
 
 class Streams:
