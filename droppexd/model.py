@@ -41,6 +41,9 @@ PoolNumber = Annotated[int, Bounds(0, 2**32 - 1)]
 FileName = Annotated[str, Bounds(1, MAX_NAME_BYTES)]
 Address = Annotated[str, Bounds(1, 256)]
 Label = Annotated[str, Bounds(0, 128)]
+MAX_TROUBLE = 400
+Trouble = Annotated[str, Bounds(0, MAX_TROUBLE)]
+"""Why a pool takes no writes, in one line."""
 
 
 class Role(enum.StrEnum):
@@ -308,6 +311,8 @@ class PoolInfo:
     free: int
     shards: int = 0
     scrub: ScrubReport = ScrubReport()
+    trouble: Trouble = ""
+    """Why it takes no writes while it is read-only."""
 
     @property
     def readable(self) -> bool:

@@ -2,7 +2,7 @@
 
 from droppexd.cli.client_session import Session
 from droppexd.cli.exits import ExitCode, printable
-from droppexd.cli.render import count_text, pool_document, pool_lines
+from droppexd.cli.render import count_text, pool_document, pool_lines, trouble_lines
 
 
 async def show_pools(session: Session, *, exact: bool) -> int:
@@ -12,7 +12,7 @@ async def show_pools(session: Session, *, exact: bool) -> int:
     if output.as_json:
         output.document([pool_document(pool) for pool in pools])
         return ExitCode.OK
-    for line in pool_lines(pools, exact=exact):
+    for line in [*pool_lines(pools, exact=exact), *trouble_lines(pools)]:
         output.line(line)
     return ExitCode.OK
 

@@ -422,6 +422,7 @@ def pool_document(pool: PoolInfo) -> Document:
             "percent": pool.scrub.percent,
             "lost": pool.scrub.lost,
         },
+        "trouble": pool.trouble or None,
     }
 
 
@@ -448,6 +449,15 @@ def pool_lines(pools: Sequence[PoolInfo], *, exact: bool) -> list[str]:
         for pool in pools
     ]
     return table(rows, right=(0, 6, 7, 8))
+
+
+def trouble_lines(pools: Sequence[PoolInfo]) -> list[str]:
+    """Return why pools take no writes, a line each."""
+    return [
+        f"{printable(pool.name) or pool.number} takes no writes: {printable(pool.trouble)}"
+        for pool in pools
+        if pool.trouble
+    ]
 
 
 def status_document(reply: Status) -> Document:

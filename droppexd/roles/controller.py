@@ -369,7 +369,6 @@ class _Controller:
                 warnings=warnings(
                     pools,
                     survival,
-                    full=self._pools.full(),
                     repair=repair,
                     quarantined=self._pools.quarantined(),
                     started_s=started_s,

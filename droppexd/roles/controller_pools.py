@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from droppexd.errors import Conflict, IdentityError, NotFound, PeerBusy
-from droppexd.model import ClusterMap, Membership, PoolInfo, PoolRecord, PoolState, ScrubReport
+from droppexd.model import MAX_TROUBLE, ClusterMap, Membership, PoolInfo, PoolRecord, PoolState, ScrubReport
 from droppexd.wire.messages import Announce, Heartbeat
 
 _SILENT_HEARTBEATS = 2.5
@@ -30,6 +30,8 @@ class SeenPool:
     heard_at: float | None = None
     """None: not since this master began."""
     failed: bool = False
+    failure: str = ""
+    """Why its disk failed, in its own words."""
     full: bool = False
     capacity: int = 0
     free: int = 0
@@ -54,6 +56,16 @@ class SeenPool:
         return PoolState.READ_ONLY if self.failed or self.full else PoolState.UP
 
     @property
+    def trouble(self) -> str:
+        """Why it takes no writes, while it is read-only."""
+        if self.state != PoolState.READ_ONLY:
+            return ""
+        if not self.failed:
+            return "its disk is full"
+        why = f"its disk failed: {self.failure}" if self.failure else "its disk failed"
+        return why[:MAX_TROUBLE]
+
+    @property
     def removed(self) -> bool:
         """Whether it is removed for good."""
         return self.record.membership == Membership.REMOVED
@@ -74,6 +86,7 @@ class SeenPool:
             free=self.free,
             shards=self.shards,
             scrub=self.scrub,
+            trouble=self.trouble,
         )
 
     def hear(self, said: Announce | Heartbeat, now: float) -> None:
@@ -81,6 +94,7 @@ class SeenPool:
         self.heard_at = now
         self.down = self.out = False
         self.failed = said.read_only
+        self.failure = said.trouble
         self.capacity = said.capacity
         self.free = said.free
         room = max(1, min(_ROOM_BYTES, said.capacity // _FREE_STEPS))
@@ -172,10 +186,6 @@ class PoolTable:
     def quarantined(self) -> int:
         """Return how many shards on pools belong to no history that the catalogue knows."""
         return sum(pool.quarantined for pool in self._pools.values() if not pool.down)
-
-    def full(self) -> frozenset[int]:
-        """Return the numbers of the pools that take no writes for want of room alone."""
-        return frozenset(number for number, pool in self._pools.items() if pool.full and not pool.failed)
 
     def known(self, number: int) -> PoolRecord:
         """Return a pool's record; raise NotFound for a number that was never handed out."""

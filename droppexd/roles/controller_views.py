@@ -1,6 +1,6 @@
 """What the master tells of files and of the cluster: pure functions of records and pools."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from droppexd.catalog.keys import placement_of
 from droppexd.catalog.placements import survives_machines, survives_pools
@@ -66,7 +66,6 @@ def warnings(
     pools: Sequence[PoolInfo],
     survival: Sequence[SurvivalCount],
     *,
-    full: Collection[int],
     repair: RepairStatus,
     quarantined: int,
     started_s: float,
@@ -74,8 +73,7 @@ def warnings(
 ) -> tuple[str, ...]:
     """Return what a person should know of, one sentence each.
 
-    `full` are the pools that are read-only for want of room, `quarantined` counts shards of unknown
-    histories, `started_s` is how long this master has been at work.
+    `quarantined` counts shards of unknown histories, `started_s` is how long this master has been at work.
     """
     found: list[str] = []
     down = [pool for pool in pools if pool.state == PoolState.DOWN]
@@ -114,8 +112,7 @@ def warnings(
             "`droppex orphans` lists them; it can adopt or drop them"
         )
     found += [
-        f"pool {pool.name} ({pool.machine}) takes no writes: "
-        + ("its disk is full" if pool.number in full else "its disk failed")
+        f"pool {pool.name} ({pool.machine}) takes no writes: {pool.trouble}"
         for pool in pools
         if pool.state == PoolState.READ_ONLY
     ]

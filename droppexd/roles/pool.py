@@ -10,6 +10,7 @@ import trio
 from droppexd.background import stopping_in_order
 from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
+from droppexd.model import MAX_TROUBLE
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_orphans import OrphanFinder
@@ -109,6 +110,7 @@ class _Pool:
         self._small = SmallWriter(store, runtime)
         self._reads = BriefWork(runtime)
         self._client_requests = 0
+        self._trouble = ""
         self._losses = LossReports(store, master)
         self._checker = ShardChecker(store, runtime, self._losses)
         self.scrubber = Scrubber(store, runtime, self._losses, lambda: self._client_requests, settings.scrub)
@@ -244,6 +246,7 @@ class _Pool:
                 free=usage.free,
                 shards=usage.shards,
                 read_only=bool(self._store.read_only),
+                trouble=self._look_for_trouble(),
             )
             try:
                 welcomed = await self._master.call(request, timeout_s=_MASTER_S)
@@ -276,6 +279,7 @@ class _Pool:
                     reconciled=self._reconciler.reconciled,
                     quarantined=self._reconciler.quarantined,
                     scrub=self.scrubber.report(usage.shards),
+                    trouble=self._look_for_trouble(),
                 )
                 heard = await self._master.call(request, timeout_s=_MASTER_S)
             except (IdentityError, NotFound) as error:
@@ -287,6 +291,14 @@ class _Pool:
                 continue
             self._reconciler.heard(review=heard.review, ruling=heard.ruling)
             self._rebuilder.heard(work=heard.work)
+
+    def _look_for_trouble(self) -> str:
+        """Return why the store takes no more writes; log it the first time."""
+        trouble = self._store.read_only
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.error("this pool takes no more writes: %s", trouble)
+        return trouble[:MAX_TROUBLE]
 
     async def reconcile(self) -> None:
         """Compare what is held with the master's records, for ever."""

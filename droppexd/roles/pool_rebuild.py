@@ -148,13 +148,11 @@ class Rebuilder:
         self._news = trio.Event()
 
     async def _take(self) -> tuple[RepairOrder, ...]:
-        if self._store.read_only:
-            return ()
         failed, self._failed = self._failed[:MAX_ORDERS], self._failed[MAX_ORDERS:]
         request = TakeWork(
             number=self.number,
             boot_id=self._boot_id,
-            room=MAX_ORDERS - len(self._running),
+            room=0 if self._store.read_only else MAX_ORDERS - len(self._running),
             running=tuple(self._running),
             failed=tuple(failed),
         )
@@ -171,7 +169,8 @@ class Rebuilder:
                 await self._mend(extent, order.shard)
         except DroppexError as error:
             log.warning("shard not rebuilt extent=%s shard=%d: %s", extent.id, order.shard, error)
-            self._failed.append(extent.id)
+            if not self._store.read_only:
+                self._failed.append(extent.id)  # Else it is no fault of the order: another pool takes it.
             self._end(extent.id, order.shard)
             self._news.set()
         else:
@@ -237,6 +236,9 @@ class Rebuilder:
         else:
             await self._rebuild_large(extent, shard, sources, old)
         check = await run_blocking(check_shard, self._store, extent.id, shard)
+        if check.state == ShardState.DAMAGED:
+            # To try again here would fail again, or be believed wrongly some time.
+            self._store.distrust(f"reading back what was flushed failed ({check.reason})")
         if check.state != ShardState.SOUND:
             raise IntegrityError(f"what was written is not what is read back: {check.reason}")
 

@@ -141,6 +141,8 @@ class Scrubber:
         """When `since_s` of the record was right."""
         self._saved = 0.0
         self._unsaved = False
+        self._remembers = True
+        """Whether the folder took the record when it was last asked to."""
         self._untold: dict[Place, CheckedShard] = {}
         self._refused = -math.inf
         """When the master last did not take what it was told."""
@@ -399,7 +401,13 @@ class Scrubber:
         try:
             await self._run_blocking(self._store.remember, SUBJECT, record.to_fields())
         except DroppexError as error:
-            log.warning("where the scrub is was not written: %s", error)
+            if self._remembers:
+                log.warning("where the scrub is cannot be remembered for now: %s", error)
+            self._remembers = False
+        else:
+            if not self._remembers:
+                log.info("where the scrub is can be remembered again")
+            self._remembers = True
 
 
 def _with(current: ScrubPass, stretch: Stretch) -> ScrubPass:

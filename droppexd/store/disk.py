@@ -175,6 +175,10 @@ class DiskStore:
         """Why the store takes no more writes; empty while it does."""
         return self._health.reason
 
+    def distrust(self, what_happened: str) -> None:
+        """Take no more writes: the disk did not keep what it said it had."""
+        self._health.distrust(what_happened)
+
     def join(self, cluster_id: bytes) -> None:
         """Belong to this cluster for ever."""
         with self._joining:

@@ -36,9 +36,11 @@ class Health:
 
     def flush_failed(self, what: str, error: Exception) -> StoreError:
         """Turn read-only and return the error to raise."""
-        self.reason = (
-            self.reason or f"flushing {what} failed ({error}); check the disk, then restart the pool"
-        )
+        return self.distrust(f"flushing {what} failed ({error})")
+
+    def distrust(self, what_happened: str) -> StoreError:
+        """Turn read-only, unless it is that already, and return the error to raise."""
+        self.reason = self.reason or f"{what_happened}; check the disk, then restart the pool"
         return StoreError(f"the store is read-only: {self.reason}")
 
     def write_failed(self, what: str, error: OSError) -> StoreError:
@@ -46,7 +48,7 @@ class Health:
         if error.errno in _FULL:
             return StoreFull(f"the disk is full: {what}: {error.strerror}")
         if error.errno in _BROKEN:
-            self.reason = self.reason or f"{what} failed ({error}); check the disk, then restart the pool"
+            self.distrust(f"{what} failed ({error})")
         return StoreError(f"{what} failed: {error}")
 
     def database_failed(self, what: str, error: sqlite3.Error, *, committing: bool) -> StoreError:
@@ -59,4 +61,4 @@ class Health:
             return StoreFull(f"the disk is full: {what}: {error}")
         if code in _SQLITE_PASSING and not committing:
             return StoreError(f"{what} failed: {error}")
-        return self.flush_failed(what, error)
+        return self.distrust(f"{what} failed ({error})")

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,8 +69,9 @@ def lock_folder(folder: Path) -> int:
     except OSError as error:
         raise StoreError(f"cannot use the data folder {folder}: {error}") from error
     take_lock(fd, folder)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # A courtesy to whoever is refused. What else is written here tells of the disk.
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 

@@ -244,7 +244,7 @@ class ShardIndex(IndexReader):
             if remaining > CROWDED_WAL_PAGES:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
-            self._health.database_failed("the database", error, committing=False)
+            self._health.database_failed("flushing the database", error, committing=False)
 
     def _set_flushing(self, flush: bool) -> None:
         if flush != self._flushing:

@@ -122,6 +122,10 @@ class ShardStore(Examined, Protocol):
         """Why the store takes no more writes; empty while it does."""
         ...
 
+    def distrust(self, what_happened: str) -> None:
+        """Turn read-only: the disk did not keep what it said it had. The first reason stays."""
+        ...
+
     def join(self, cluster_id: bytes) -> None:
         """Belong to this cluster for ever. Raise IdentityError when the folder belongs to another."""
         ...

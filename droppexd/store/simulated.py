@@ -96,6 +96,8 @@ class SimulatedDisk:
         """Called when something is read or flushed: a slow disk has time pass here."""
         self.unreadable: set[_Key] = set()
         """Shards whose pieces cannot be read; headers and lists can."""
+        self.worn: set[_Key] = set()
+        """Shards that cannot be read back, however often they are written."""
         self.shards: dict[_Key, _Stored] = {}
         self.order: list[_Key] = []
         self.taken_bytes = 0
@@ -206,6 +208,10 @@ class SimulatedStore:
     def read_only(self) -> str:
         """Why the store takes no more writes; empty while it does."""
         return self._reason
+
+    def distrust(self, what_happened: str) -> None:
+        """Take no more writes."""
+        self._reason = self._reason or what_happened
 
     def join(self, cluster_id: bytes) -> None:
         """Belong to this cluster for ever."""
@@ -382,7 +388,7 @@ class SimulatedStore:
         stored = self._disk.shards.get((extent, index))
         if stored is None:
             raise NoSuchShard(f"no shard {index} of extent {extent}")
-        if stored.damaged:
+        if stored.damaged or (extent, index) in self._disk.worn:
             raise IntegrityError("the shard's header is damaged")
         return stored
 

@@ -37,6 +37,7 @@ from droppexd.model import (
     ScrubReport,
     Survives,
     Token16,
+    Trouble,
     Version,
     VersionId,
 )
@@ -542,6 +543,7 @@ class Announce(Request[Welcomed]):
     free: int
     shards: int
     read_only: bool
+    trouble: Trouble = ""
 
 
 @message(73)
@@ -561,7 +563,10 @@ class Heard(Reply):
 
 @message(72, reply=Heard, callers=_POOL)
 class Heartbeat(Request[Heard]):
-    """A pool lives, and how full it is. `reconciled` once it has compared what it holds with the records."""
+    """A pool lives, and how full it is. `reconciled` once it has compared what it holds with the records.
+
+    `trouble` is why it is `read_only`.
+    """
 
     number: PoolNumber
     boot_id: Token16
@@ -572,6 +577,7 @@ class Heartbeat(Request[Heard]):
     reconciled: bool = True
     quarantined: int = 0
     scrub: ScrubReport = ScrubReport()
+    trouble: Trouble = ""
 
 
 ExtentIds = Annotated[tuple[ExtentId, ...], Bounds(0, PAGE_LIMIT)]

@@ -225,6 +225,21 @@ def test_other_bytes_under_an_identity_are_refused_and_change_nothing(harness, p
     assert harness.store.read_only == ""
 
 
+def test_a_store_that_is_distrusted_takes_no_writes_and_serves_what_it_has(harness):
+    header, data = header_of(7, SIZE), content(7, SIZE)
+    put_large(harness.store, header, data)
+    harness.store.distrust("reading back failed")
+    harness.store.distrust("something later")
+    assert "reading back failed" in harness.store.read_only
+    assert "later" not in harness.store.read_only
+    for put in (put_large, put_one_small):
+        with pytest.raises(StoreError, match="reading back failed"):
+            put(harness.store, header_of(8, SIZE), content(8, SIZE))
+    with pytest.raises(StoreError, match="reading back failed"):
+        harness.store.drop(harness.store.find([header.extent]))
+    assert bytes(harness.store.read(header.extent, 0, 0)[0]) == data
+
+
 def test_each_of_a_group_of_small_shards_has_its_own_outcome(harness):
     first = header_of(1, SIZE)
     put_one_small(harness.store, first, content(1, SIZE))

@@ -247,6 +247,32 @@ def test_the_shards_of_a_failed_disk_move_away_while_it_can_be_read(simulate):
     simulate(story, seed=9)
 
 
+@pytest.mark.parametrize("name", ["docs/large-0", "docs/small-0"])
+def test_a_disk_that_keeps_nothing_gets_no_more_and_its_shards_move_away(simulate, name):
+    async def story(cluster) -> None:
+        await cluster.start(pools=7)
+        async with cluster.client() as client:
+            contents = await put_some(client)
+            extent = (await client.describe(name)).extents[0]
+            worn = extent.shards[0].name
+            cluster.disks[worn].worn.add((extent.id, 0))
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(read_right, client, name, contents[name])
+            await trio.sleep(10)
+            # An order that its disk fails is planned for another pool at once: it does not wait for a lease.
+            await rest(client, most_s=30.0)
+            await check_whole(client, contents)
+            described = [await client.describe(name) for name in contents]
+            places = [place for one in described for extent in one.extents for place in extent.shards]
+            assert all(place.name != worn for place in places)
+            (warning,) = (await client.status()).status.warnings[-1:]
+            assert warning.startswith(f"pool {worn} ")
+            assert "its disk failed: reading back what was flushed failed" in warning
+
+    simulate(story, seed=11)
+
+
 def test_repair_goes_on_after_the_master_and_the_pools_were_killed(simulate):
     async def story(cluster) -> None:
         await cluster.start(pools=8, replace_after_s=60)

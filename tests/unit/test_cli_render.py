@@ -19,6 +19,7 @@ from droppexd.cli.render import (
     entry_document,
     entry_line,
     losses_text,
+    pool_document,
     pool_lines,
     problems,
     rate_text,
@@ -29,6 +30,7 @@ from droppexd.cli.render import (
     status_lines,
     table,
     time_document,
+    trouble_lines,
 )
 from droppexd.model import (
     ClusterStatus,
@@ -302,6 +304,15 @@ def test_the_status_for_programs():
     assert document["pools"][0]["state"] == "up"
     assert document["survival"] == [{"survives": 2, "files": 3, "extents": 2}]
     assert document["apps"] == ["tcp://127.0.0.1:3"]
+
+
+def test_why_a_pool_takes_no_writes_is_told():
+    failed = pool(state="read-only", trouble="its disk failed: \x1b[2Ja flush failed")
+    assert trouble_lines((pool(number=2), failed)) == [
+        "pool-1 takes no writes: its disk failed: \\x1b[2Ja flush failed"
+    ]
+    assert pool_document(failed)["trouble"] == failed.trouble
+    assert pool_document(pool())["trouble"] is None
 
 
 def test_no_pools_is_said_in_words():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from droppexd.errors import Conflict, IdentityError, NotFound, PeerBusy
-from droppexd.model import Membership, PoolRecord, PoolState
+from droppexd.model import MAX_TROUBLE, Membership, PoolRecord, PoolState
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.wire.messages import Announce, Heartbeat
 
@@ -174,7 +174,7 @@ def test_a_pool_without_room_is_read_only_until_there_is_some_again(capacity):
         pools.heartbeat(beat(capacity=capacity, free=free), 1.0)
         assert state(pools) == (PoolState.READ_ONLY if full else PoolState.UP)
         assert pools.map().pools[0].writable is not full
-        assert pools.full() == ({1} if full else set())
+        assert pools.infos()[0].trouble == ("its disk is full" if full else "")
         assert (pools.version > version) or state(pools) == was
     assert pools.unreadable() == frozenset()
 
@@ -183,7 +183,14 @@ def test_a_failed_disk_is_not_told_to_be_full():
     pools = table()
     enter(pools, free=0, read_only=True)
     assert state(pools) == PoolState.READ_ONLY
-    assert pools.full() == frozenset()
+    assert pools.infos()[0].trouble == "its disk failed"
+    pools.heartbeat(beat(read_only=True, trouble="a flush failed"), 1.0)
+    assert pools.infos()[0].trouble == "its disk failed: a flush failed"
+    pools.heartbeat(beat(read_only=True, trouble="x" * MAX_TROUBLE), 2.0)
+    assert len(pools.infos()[0].trouble) == MAX_TROUBLE
+    pools.expire(1000.0)
+    assert state(pools) == PoolState.DOWN
+    assert pools.infos()[0].trouble == ""
 
 
 def test_the_map_changes_its_version_only_when_something_matters():

@@ -298,13 +298,13 @@ async def test_a_full_pool_takes_no_writes_and_still_drops(world):
     await world.remove("f/a")
     await trio.sleep(130)
     await world.beat(1, free=0)
-    await world.beat(2, read_only=True)
+    await world.beat(2, read_only=True, trouble="a flush failed")
     assert (await world.beat(1, free=0)).review
     status = (await world.call(GetStatus())).status
     assert [pool.state for pool in status.pools] == ["read-only", "read-only", "down"]
     assert status.warnings[-2:] == (
         "pool pool1 (machine1) takes no writes: its disk is full",
-        "pool pool2 (machine2) takes no writes: its disk failed",
+        "pool pool2 (machine2) takes no writes: its disk failed: a flush failed",
     )
 
 

@@ -9,7 +9,7 @@ import trio
 
 from droppexd.coding import piece_checksum
 from droppexd.errors import CatalogError, IdentityError, NotFound, StoreError
-from droppexd.model import ExtentId, Holding, Layout, Role, ShardHeader, VersionId
+from droppexd.model import MAX_TROUBLE, ExtentId, Holding, Layout, Role, ShardHeader, VersionId
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.messages import (
@@ -54,6 +54,7 @@ class Master:
         self.lost = []
         self.stored = []
         self.reconciled = []
+        self.states = []
         self.review_s = 0.0
         self.term = 1
 
@@ -99,6 +100,7 @@ class Master:
         )
 
     async def heartbeat(self, _call, request, _body):
+        self.states.append((request.read_only, request.trouble))
         self.reconciled.append((request.reconciled, request.quarantined))
         self.heard_at.append(trio.current_time())
         if self.refuse_heartbeats:
@@ -241,6 +243,19 @@ def test_a_disk_that_cannot_tell_its_room_does_not_end_the_pool(scene):
         heard = len(one.master.heard_at)
         await trio.sleep(5)
         assert len(one.master.heard_at) > heard
+
+    scene(body)
+
+
+def test_why_the_store_takes_no_more_writes_is_told_to_the_master_and_logged_once(scene, caplog):
+    async def body(one):
+        await trio.sleep(2)
+        one.store.distrust("reading back failed " + "x" * 1000)
+        await trio.sleep(5)
+        assert one.master.states[0] == (False, "")
+        assert one.master.states[-1] == (True, one.store.read_only[:MAX_TROUBLE])
+        said = [line for line in caplog.messages if "takes no more writes" in line]
+        assert said == [f"this pool takes no more writes: {one.store.read_only}"]
 
     scene(body)
 

@@ -360,6 +360,35 @@ def test_a_store_that_remembers_nothing_is_scrubbed_all_the_same(scene):
     scene(body)
 
 
+def test_that_nothing_can_be_remembered_is_said_once_and_that_it_can_again_too(scene, caplog):
+    async def body(one):
+        caplog.set_level("INFO", "droppex.pool")
+        one.hold(3)
+        remember = one.store.remember
+        refused = []
+
+        def refuse(subject, _fields):
+            refused.append(subject)
+            raise StoreError("the store is read-only")
+
+        def said():
+            return [line for line in caplog.messages if "remembered" in line]
+
+        one.store.remember = refuse
+        one.start()
+        await trio.sleep(EVERY_S + 1)
+        assert len(refused) > 2
+        assert said() == ["where the scrub is cannot be remembered for now: the store is read-only"]
+        one.store.remember = remember
+        await trio.sleep(EVERY_S)
+        assert said()[1:] == ["where the scrub is can be remembered again"]
+        one.store.remember = refuse
+        await trio.sleep(EVERY_S)
+        assert len(said()) == 3
+
+    scene(body)
+
+
 # -- findings ------------------------------------------------------------------------------------------
 
 

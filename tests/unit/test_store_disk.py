@@ -208,6 +208,17 @@ def test_a_folder_in_use_is_refused_and_the_error_says_by_whom(opener, store, fo
     opener()
 
 
+def test_a_disk_that_takes_no_writes_is_told_with_its_folder(opener, store, folder, files, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    store.close()
+    monkeypatch.setattr("droppexd.store.identity.os.ftruncate", refuse)
+    files.faults["create"] = errno.EROFS
+    with pytest.raises(StoreError, match=f"data folder {folder}"):
+        opener()
+
+
 def test_a_failed_start_unlocks_the_folder(opener, store, folder):
     store.close()
     (folder / POOL_FILE).rename(folder / "kept")
