@@ -78,6 +78,52 @@ class Traffic(threading.Thread):
             self.wrong.append(name)
 
 
+class Watch(threading.Thread):
+    """Somebody who looks at `status` all the time, and notes where it says what cannot be."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self._cluster = cluster
+        self._over = threading.Event()
+        self.looks = 0
+        self.wrong = []
+
+    def end(self):
+        self._over.set()
+        self.join()
+
+    def run(self):
+        while not self._over.wait(0.5):
+            try:
+                status = self._cluster.status()
+            except DroppexError:
+                continue  # Busy, or not heard in time: no answer is no untruth.
+            self.looks += 1
+            self.wrong += self._untruths(status)
+
+    def _untruths(self, status):
+        weak = sum(count.extents for count in status.survival if count.survives < 2)
+        missing = [pool for pool in status.pools if pool.state in (PoolState.DOWN, PoolState.OUT)]
+        work = status.repair.left or status.repair.moving
+        if weak and not (missing or work or status.warnings):
+            yield f"{weak} extents survive too little, and nothing says why: {status}"
+        if any(count.files > count.extents for count in status.survival if count.survives < 2):
+            yield f"more weak files than weak extents: {status.survival}"
+        running = {pool.name for pool in self._cluster.pools if pool.running}
+        if len(missing) > len(self._cluster.pools) - len(running) + 1:
+            yield f"{len(running)} pools run, and so many are missing: {missing}"
+
+
+def tells_of_two_losses(cluster):
+    """Whether status shows two pools as missing, and extents that survive no more loss."""
+    try:
+        status = cluster.status()
+    except DroppexError:
+        return False
+    missing = [pool for pool in status.pools if pool.state in (PoolState.DOWN, PoolState.OUT)]
+    return len(missing) == 2 and any(count.extents for count in status.survival if count.survives == 0)
+
+
 def put_still(cluster, folder, count, sizes):
     """Store files that stay as they are, and return their contents."""
     draw = random.Random(folder)
@@ -162,11 +208,13 @@ def under_fire(cluster, image, wait_until, *, still, sizes, rotten):
     cluster.wait_until_up()
     files |= put_still(cluster, "late", still - still // 2, sizes)
     traffic = [Traffic(cluster, seed, sizes) for seed in (1, 2)]
-    for one in traffic:
+    watch = Watch(cluster)
+    for one in (*traffic, watch):
         one.start()
     try:
         for pool in cluster.pools[:2]:
             pool.kill()
+        wait_until(lambda: tells_of_two_losses(cluster), "status does not tell of the dead pools")
         # Not earlier: a third loss is more than these layouts survive.
         wait_until(lambda: cluster.status().repair.done, "nothing is rebuilt")
         wait_until(lambda: are_whole(cluster, files), "the dead pools' shards are not rebuilt")
@@ -179,8 +227,10 @@ def under_fire(cluster, image, wait_until, *, still, sizes, rotten):
         cluster.droppex("verify", "--json", code=1)
         wait_until(lambda: are_whole(cluster, files), "not mended")
     finally:
-        for one in traffic:
+        for one in (*traffic, watch):
             one.end()
+    assert watch.looks > 3
+    assert not watch.wrong
     for one in traffic:
         assert one.done > 10
         assert not one.wrong
