@@ -19,14 +19,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import bench_reconcile
 import bench_repair
+from bench_processes import MB, process, reset_peak, usage_of
 
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
-MB = 1_000_000
 CHUNK = 4 * MIB
 POOLS = 6
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Row(NamedTuple):
@@ -53,38 +53,6 @@ class Table:
     def write(self, path: str) -> None:
         """Write all rows as JSON."""
         Path(path).write_text(json.dumps({"rows": [row._asdict() for row in self.rows]}, indent=2) + "\n")
-
-
-def usage_of(pid: int) -> tuple[float, float]:
-    """Return CPU seconds so far and peak memory in MB of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    status = Path(f"/proc/{pid}/status").read_text()
-    peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-    return (int(fields[11]) + int(fields[12])) / TICKS, peak_kib * 1024 / MB
-
-
-def reset_peak(pid: int) -> None:
-    """Let the peak memory of a process begin anew."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-@contextmanager
-def process(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run a child that ends with the block."""
-    child = subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
-    )
-    try:
-        yield child
-    finally:
-        child.terminate()
-        try:
-            child.wait(15)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        child.stdin.close()
-        child.stdout.close()
 
 
 class Floor:
@@ -422,6 +390,18 @@ class RepairBench:
                 bench_repair.repair_beside_clients(self._table, cluster, watcher, files[0], verb, out)
         with self._cluster("small") as (cluster, watcher):
             bench_repair.repair_small(self._table, cluster, watcher, self._options.repair_small)
+        return self.run_reconcile()
+
+    def run_reconcile(self) -> Table:
+        """Measure the comparison of what a pool holds with the records, and nothing else."""
+        folder = self._folder / "reconcile"
+        folder.mkdir()
+        with ExitStack() as stack:
+            Cluster(stack, folder, bench_reconcile.POOLS)
+        held = bench_reconcile.fill(folder / "dev", self._options.shards)
+        with ExitStack() as stack:
+            cluster = Cluster(stack, folder, bench_reconcile.POOLS)
+            bench_reconcile.measure(self._table, stack, cluster, folder / "dev", held)
         return self._table
 
     @contextmanager
@@ -473,15 +453,31 @@ def main() -> None:
         metavar="N",
         help="small files for that (default: %(default)s)",
     )
+    parser.add_argument(
+        "--reconcile",
+        action="store_true",
+        help="measure only the comparison of what a pool holds with the records, which is part of --repair",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="shards of a pool for that; 1000000 take some minutes to make (default: %(default)s)",
+    )
     options = parser.parse_args()
-    needed = (14 if options.repair else 7) * options.size * MIB
+    needed = 0 if options.reconcile else (14 if options.repair else 7) * options.size * MIB
+    if options.repair or options.reconcile:
+        needed = max(needed, options.shards * bench_reconcile.DISK_BYTES)
     if shutil.disk_usage(options.data).free < needed:
         parser.error(
-            f"{options.data} has less than {needed // MIB} MiB free; choose --data or a smaller --size"
+            f"{options.data} has less than {needed // MIB} MiB free; choose another --data, or less to do"
         )
     folder = Path(tempfile.mkdtemp(prefix="droppex-bench-", dir=options.data))
     try:
-        if options.repair:
+        if options.reconcile:
+            table = RepairBench(options, folder).run_reconcile()
+        elif options.repair:
             table = RepairBench(options, folder).run()
         else:
             with ExitStack() as stack:

@@ -71,6 +71,7 @@ from droppexd.catalog.records import (
 from droppexd.catalog.repairs import Barrier, LosePool, LoseShards, Place, PlaceShards, ReleaseGarbage
 from droppexd.catalog.state import Session, State
 from droppexd.errors import CatalogError, DroppexError, NotFound, NotMaster, SessionClosed, StaleRead
+from droppexd.held import Held
 from droppexd.model import (
     MISSING,
     Extent,
@@ -100,6 +101,8 @@ _RULING_BITS = 32
 _START_BYTES = 3
 """Of a random number for each opening of the catalogue. Not the term: the next start after an older copy was
 put back may have the term of the last one."""
+
+_BEHIND_ALL_COUNTERS = 2**48
 
 _LOOKUP_TRIES = 16
 """How often a look-up starts again because the name changed while it was read."""
@@ -482,21 +485,25 @@ class Catalogue:
         """
         return await self._change(DropOrphans(orphans))
 
-    async def reconcile(
-        self, pool: int, after: ExtentId | None, holdings: Sequence[Holding], *, last: bool
-    ) -> Stretch:
+    async def reconcile(self, pool: int, after: ExtentId | None, held: Held, *, last: bool) -> Stretch:
         """Compare a stretch of what a pool holds with the records; see `reconciling.reconcile`."""
         self.check()
-        judge = Judge(self._grace.ripe(self._clock.now()), self._is_over, self._is_known)
-        return await reconcile(self._engine, judge, pool, after, holdings, last=last)
-
-    def _is_known(self, extent: ExtentId) -> bool:
-        return extent.session in self._state.sessions
+        judge = Judge(self._grace.ripe(self._clock.now()), self._spent)
+        return await reconcile(self._engine, judge, pool, after, held, last=last)
 
     def _is_over(self, extent: ExtentId) -> bool:
-        """Return whether no commit can name this extent any more, even after a crash of the master."""
-        session = self._state.sessions.get(extent.session)
-        return session is not None and (session.closed or extent.counter < session.safe_floor)
+        spent = self._spent(extent.session)
+        return spent is not None and extent.counter < spent
+
+    def _spent(self, session: int) -> int | None:
+        """Return the counter below which no commit can name an extent any more, even after a crash.
+
+        None for a session that this catalogue does not know.
+        """
+        found = self._state.sessions.get(session)
+        if found is None:
+            return None
+        return _BEHIND_ALL_COUNTERS if found.closed else found.safe_floor
 
     # -- the writer ----------------------------------------------------------------------------
 

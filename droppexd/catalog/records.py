@@ -154,6 +154,10 @@ def unpack_version(version: VersionId, value: bytes) -> Version:
     )
 
 
+_POOLS = 7
+"""Where the pools begin in the value of an extent; the edition stands before them."""
+
+
 def pack_extent(extent: Extent, version: VersionId) -> bytes:
     """Return the value of an extent; a version of its own session is written as a distance."""
     owner = extent.id.counter - version.counter if extent.id.session == version.session else version
@@ -181,6 +185,17 @@ def unpack_extent(extent: ExtentId, value: bytes) -> StoredExtent:
         id=extent, layout=Layout(k, m), size=size, chunk_size=chunk_size, edition=edition, pools=tuple(pools)
     )
     return StoredExtent(record, version)
+
+
+def shard_on(value: bytes, pool: int) -> tuple[int, int] | None:
+    """Return which shard a pool has by the value of an extent, and the edition; None when it has none.
+
+    A comparison asks this of every record, most of which say nothing that is news: nothing else is unpacked.
+    """
+    raw = _read(value, "extent")
+    if pool not in raw[_POOLS:]:
+        return None
+    return raw.index(pool, _POOLS) - _POOLS, raw[_POOLS - 1]
 
 
 def pack_garbage(garbage: Garbage) -> bytes:

@@ -12,7 +12,8 @@ from typing import Any
 import trio
 
 from droppexd.catalog.catalogue import Catalogue
-from droppexd.errors import Conflict, InvalidRequest
+from droppexd.errors import Conflict
+from droppexd.held import unpack_held
 from droppexd.model import ExtentId, Membership, PoolRecord
 from droppexd.placement import choose_layout
 from droppexd.roles.controller_pools import PoolTable
@@ -79,16 +80,12 @@ class Care:
 
     # -- what pools report ---------------------------------------------------------------------
 
-    async def reconcile(self, _call: Call, request: Reconcile, _body: Body) -> Answer:
+    async def reconcile(self, _call: Call, request: Reconcile, body: Body) -> Answer:
         """Compare what a pool holds with the records."""
         self._check_term()
         self._pools.running(request.number, request.boot_id)
-        keys = [(holding.extent, holding.shard) for holding in request.holdings]
-        if keys != sorted(keys) or (keys and request.after is not None and keys[0][0] <= request.after):
-            raise InvalidRequest("holdings come in the order of their extents and shards, and behind `after`")
-        stretch = await self._catalogue.reconcile(
-            request.number, request.after, request.holdings, last=request.last
-        )
+        held = unpack_held(b"".join(body), request.after)
+        stretch = await self._catalogue.reconcile(request.number, request.after, held, last=request.last)
         return Reconciled(
             absent=tuple(ExpectedShard(*place) for place in stretch.absent),
             wanted=tuple(ExpectedShard(*place) for place in stretch.wanted),

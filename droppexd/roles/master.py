@@ -8,6 +8,7 @@ from droppexd.errors import DroppexError, NotAuthorised, NotMaster, PeerError
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import R, Request
 from droppexd.wire.rpc import Connections
+from droppexd.wire.transport import Frame
 
 _ATTEMPT_S = 5.0
 """One controller gets this long before the next is tried."""
@@ -33,7 +34,7 @@ class MasterLink:
         """The controller that was the master when it was last asked."""
         return self._address
 
-    async def call(self, request: Request[R], *, timeout_s: float) -> R:
+    async def call(self, request: Request[R], body: Sequence[Frame] = (), *, timeout_s: float) -> R:
         """Return the master's answer; raise what it raises, or PeerError when no master answers in time."""
         deadline = self._runtime.clock.now() + timeout_s
         asked = 0
@@ -42,7 +43,7 @@ class MasterLink:
             address = self._address
             try:
                 reply, _ = await self._connections.call(
-                    address, request, timeout_s=max(0.001, min(remaining_s, _ATTEMPT_S))
+                    address, request, body, timeout_s=max(0.001, min(remaining_s, _ATTEMPT_S))
                 )
             except NotMaster as error:
                 failure: DroppexError = error

@@ -7,17 +7,21 @@ verdict is carried out before the next question is asked.
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
 
 import trio
 
 from droppexd.errors import DroppexError, StoreError
+from droppexd.held import pack_held
 from droppexd.model import MISSING, ExtentId, Holding
 from droppexd.roles.master import MasterLink
 from droppexd.roles.pool_check import CheckedShard, LossReports, ShardState, check_shard
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore
 from droppexd.wire.messages import (
+    MOST_HELD,
     PAGE_LIMIT,
     ConfirmDropped,
     ExpectedShard,
@@ -48,11 +52,19 @@ _RECOUNT_PAUSE = 10
 _RULING_BITS = 32
 """What a ruling counts; above stands which start of a master it is of."""
 _LAST_COUNTER = 2**48 - 1
+_extent_of = attrgetter("extent")
 
 
 def before_session(session: int) -> ExtentId | None:
     """Return the id that sorts just before every extent of a session."""
     return ExtentId(session - 1, _LAST_COUNTER) if session else None
+
+
+def _next_limit(limit: int, held: Sequence[Holding], upto: ExtentId | None) -> int:
+    """Return how many holdings to ask about next: about as many as an answer goes through."""
+    if upto is None or not held or held[-1].extent <= upto:
+        return min(2 * limit, MOST_HELD)
+    return max(bisect_right(held, upto, key=_extent_of), PAGE_LIMIT)
 
 
 class Reconciler:
@@ -191,9 +203,11 @@ class Reconciler:
         after: ExtentId | None = None
         strangers: dict[int, None] = {}
         quarantined = 0
+        limit = MOST_HELD
         while True:
-            held = await self._page(after)
+            held = await self._page(after, limit)
             reply = await self._compare(after, held, last=not held)
+            limit = _next_limit(limit, held, reply.upto)
             quarantined += len(reply.unknown)
             for holding in reply.unknown:
                 if len(strangers) <= _MOST_SESSIONS:
@@ -247,24 +261,23 @@ class Reconciler:
 
     async def ask(self, after: ExtentId | None, held: Sequence[Holding], *, last: bool) -> Reconciled:
         """Return what the records say of a stretch behind `after`; it ends with the last of `held`."""
-        request = Reconcile(
-            number=self.number, boot_id=self._boot_id, holdings=tuple(held), after=after, last=last
-        )
-        return await self._master.call(request, timeout_s=_MASTER_S)
+        request = Reconcile(number=self.number, boot_id=self._boot_id, after=after, last=last)
+        return await self._master.call(request, [pack_held(held)], timeout_s=_MASTER_S)
 
     async def page_of(self, session: int, after: ExtentId | None, limit: int) -> tuple[Holding, ...]:
         """Return a page of what is held of a session behind an extent; `limit` exceeds an extent's shards."""
         held = await self._page(after, limit)
         return tuple(holding for holding in held if holding.extent.session == session)
 
-    async def _page(self, after: ExtentId | None, limit: int = PAGE_LIMIT) -> tuple[Holding, ...]:
+    async def _page(self, after: ExtentId | None, limit: int) -> Sequence[Holding]:
         """Return a page of what is held behind an extent, with all shards of each extent."""
         key = None if after is None else (after, _LAST_INDEX)
         held = await self._run_blocking(self._store.page, key, limit)
         if len(held) == limit:
             cut = held[-1].extent
-            held = [holding for holding in held if holding.extent != cut]
-        return tuple(held)
+            while held[-1].extent == cut:
+                held.pop()
+        return held
 
     async def _report_absent(self, absent: Sequence[ExpectedShard]) -> None:
         """Look again for what the records name and the page had not, and tell of what is not there."""
@@ -343,6 +356,8 @@ class Reconciler:
     async def _drop(self, asked: Sequence[Holding], verdicts: Sequence[Holding], term: int) -> None:
         kept = self._pinned | self._unpinned
         self._unpinned.clear()
+        if not verdicts:
+            return
         known = set(asked)
         drop = [
             holding

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from droppexd.errors import DroppexError, NoSuchShard, StoreError, StoreFull
+from droppexd.held import shard_key
 from droppexd.model import ExtentId, Holding, ShardHeader
 from droppexd.runtime import Entropy
 from droppexd.store.ballast import BALLAST_BYTES, Ballast
@@ -50,7 +51,6 @@ from droppexd.store.identity import (
     write_sealed,
 )
 from droppexd.store.index import Held, ShardIndex, Transaction
-from droppexd.store.index_reader import shard_key
 from droppexd.store.interface import Buffer, Identity, ShardWriter, SmallShard, StoredShard, Usage
 from droppexd.store.large import LargeShards
 from droppexd.store.small import examine_small

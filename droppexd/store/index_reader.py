@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from droppexd.errors import DroppexError, IntegrityError, StoreError
+from droppexd.held import ID_BYTES, KEY_BYTES, holding_of
 from droppexd.model import MAX_K, MAX_M, ExtentId, Holding
 from droppexd.store.health import primary_code
 
@@ -18,8 +19,6 @@ FROM shard LEFT JOIN small ON small.generation = shard.generation WHERE shard.ke
 _PAGE = "SELECT key, generation FROM shard WHERE key > ? ORDER BY key LIMIT ?"
 _FIND = "SELECT key, generation FROM shard WHERE key BETWEEN ? AND ? ORDER BY key"
 _STRAY = "SELECT (SELECT count(*) FROM small) - (SELECT count(*) FROM shard WHERE NOT large)"
-_EXTENT_BYTES = 12
-_KEY_BYTES = 13
 
 
 class Row(NamedTuple):
@@ -31,22 +30,12 @@ class Row(NamedTuple):
     piece: bytes
 
 
-def shard_key(extent: ExtentId, index: int) -> bytes:
-    """Return 13 bytes that sort by (extent, index)."""
-    return extent.to_bytes() + bytes((index,))
-
-
-def holding_of(key: bytes, generation: int) -> Holding:
-    """Return the holding that a row stands for."""
-    return Holding(ExtentId.from_bytes(key[:_EXTENT_BYTES]), key[_EXTENT_BYTES], generation)
-
-
 def _is_sound(key: object, generation: object) -> bool:
     """Whether a row names a shard. A damaged one may hold anything, and must not hide those behind it."""
     return (
         type(key) is bytes
-        and len(key) == _KEY_BYTES
-        and key[_EXTENT_BYTES] < MAX_K + MAX_M
+        and len(key) == KEY_BYTES
+        and key[ID_BYTES] < MAX_K + MAX_M
         and type(generation) is int
         and generation >= 0
     )

@@ -1,8 +1,9 @@
 """A small shard as the database has it, for who verifies it."""
 
 from droppexd.errors import IntegrityError, NoSuchShard
+from droppexd.held import holding_of
 from droppexd.store.header_file import unseal
-from droppexd.store.index_reader import Row, holding_of
+from droppexd.store.index_reader import Row
 
 
 class ExaminedSmall:

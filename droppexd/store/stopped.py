@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from droppexd.errors import DroppexError, IdentityError, IntegrityError, StoreError
+from droppexd.held import holding_of, shard_key
 from droppexd.model import ExtentId, Holding
 from droppexd.store.disk import INDEX_FILE
 from droppexd.store.files import SYSTEM_FILES
@@ -22,7 +23,7 @@ from droppexd.store.identity import (
     read_identity,
     take_lock,
 )
-from droppexd.store.index_reader import IndexReader, holding_of, shard_key
+from droppexd.store.index_reader import IndexReader
 from droppexd.store.interface import StoredShard
 from droppexd.store.large import LargeShards
 from droppexd.store.small import examine_small

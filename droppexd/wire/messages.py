@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, dataclass_transform
 
 from droppexd.errors import DroppexError, LocalProtocolError, from_wire
+from droppexd.held import HELD_BYTES
 from droppexd.model import (
     CHUNK_SIZE,
     EXTENT_CHUNKS,
@@ -656,16 +657,20 @@ class Reconciled(Reply):
     upto: ExtentId | None = None
 
 
-@message(60, reply=Reconciled, callers=_POOL)
+MOST_HELD = 4000
+"""Holdings in one `Reconcile`."""
+
+
+@message(100, reply=Reconciled, callers=_POOL, body_frames=1, body_bytes=MOST_HELD * HELD_BYTES)
 class Reconcile(Request[Reconciled]):
     """Compare a stretch of what a pool holds with the records, both ways.
 
     The stretch begins behind all shards of `after` and ends with the last holding; with `last` it has no end.
+    The holdings are the body, as `held.py` packs them.
     """
 
     number: PoolNumber
     boot_id: Token16
-    holdings: Holdings
     after: ExtentId | None = None
     last: bool = False
 

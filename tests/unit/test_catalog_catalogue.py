@@ -11,7 +11,7 @@ import trio.testing
 
 from droppexd.catalog.catalogue import open_catalogue
 from droppexd.catalog.changes import Expected
-from droppexd.catalog.reconciling import MOST_RECORDS
+from droppexd.catalog.reconciling import MOST_AT_ONCE
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     CatalogError,
@@ -23,6 +23,7 @@ from droppexd.errors import (
     SessionClosed,
     StaleRead,
 )
+from droppexd.held import pack_held, unpack_held
 from droppexd.model import (
     MISSING,
     Extent,
@@ -621,6 +622,10 @@ def held(extent, shard, generation=7):
     return Holding(extent.id, shard, generation)
 
 
+def packed(holdings):
+    return unpack_held(pack_held(holdings), None)
+
+
 @story
 async def test_a_stretch_tells_what_is_absent_wanted_dead_and_unknown(app):
     await app.put("f/fine")
@@ -646,7 +651,7 @@ async def test_a_stretch_tells_what_is_absent_wanted_dead_and_unknown(app):
             held(unknown, 1),
         ]
     )
-    stretch = await app.catalogue.reconcile(2, None, holdings, last=True)
+    stretch = await app.catalogue.reconcile(2, None, packed(holdings), last=True)
     assert stretch.absent == sorted([(absent.id, 1, 0), (elsewhere.id, 0, 0)])
     assert stretch.wanted == [(wanted.id, 1, 0)]
     assert sorted(stretch.drop) == sorted([held(elsewhere, 1), held(dead, 1)])
@@ -659,14 +664,16 @@ async def test_garbage_is_dropped_after_its_grace_only(app):
     await app.put("f/a")
     extent = await extent_of(app)
     await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
-    assert (await app.catalogue.reconcile(1, None, [held(extent, 0)], last=True)).drop == []
+    assert (await app.catalogue.reconcile(1, None, packed([held(extent, 0)]), last=True)).drop == []
     await trio.sleep(200)
-    assert (await app.catalogue.reconcile(1, None, [held(extent, 0)], last=True)).drop == [held(extent, 0)]
+    assert (await app.catalogue.reconcile(1, None, packed([held(extent, 0)]), last=True)).drop == [
+        held(extent, 0)
+    ]
 
 
 @story
 async def test_stretches_cover_everything_once_however_they_are_cut(app):
-    names = [f"f/{number:04}" for number in range(MOST_RECORDS + 300)]
+    names = [f"f/{number:04}" for number in range(MOST_AT_ONCE + 300)]
     version_session = app.session
     for start in range(0, len(names), 100):
         async with trio.open_nursery() as nursery:
@@ -678,7 +685,7 @@ async def test_stretches_cover_everything_once_however_they_are_cut(app):
     while True:
         behind = [one for one in mine if after is None or one.extent > after]
         last = len(behind) <= page
-        stretch = await app.catalogue.reconcile(1, after, behind[:page], last=last)
+        stretch = await app.catalogue.reconcile(1, after, packed(behind[:page]), last=last)
         absent += stretch.absent
         assert stretch.drop == stretch.wanted == stretch.unknown == []
         if stretch.upto is None:
@@ -688,9 +695,9 @@ async def test_stretches_cover_everything_once_however_they_are_cut(app):
     assert [one[0] for one in absent] == [one.id for one in extents if one.id.counter % 3 == 0]
     assert all(one[0].session == version_session for one in absent)
     # An emptied pool: no holdings at all, and more records than one answer takes.
-    stretch = await app.catalogue.reconcile(1, None, [], last=True)
-    assert len(stretch.absent) == MOST_RECORDS
-    rest = await app.catalogue.reconcile(1, stretch.upto, [], last=True)
+    stretch = await app.catalogue.reconcile(1, None, {}, last=True)
+    assert len(stretch.absent) == MOST_AT_ONCE
+    rest = await app.catalogue.reconcile(1, stretch.upto, {}, last=True)
     assert len(rest.absent) == 300
     assert rest.upto is None
 

@@ -12,6 +12,7 @@ from droppexd.catalog.catalogue import open_catalogue
 from droppexd.catalog.changes import Expected
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.errors import Conflict, InvalidRequest, NotEnoughShards, NotFound, SessionClosed
+from droppexd.held import shard_key
 from droppexd.model import (
     EXTENT_CHUNKS,
     MISSING,
@@ -124,7 +125,7 @@ def holdings(extents):
 
 async def unknown(scene, pool, extents):
     """Return which shards of these extents a comparison with a pool calls unknown."""
-    held = [Holding(extent.id, extent.pools.index(pool), 1) for extent in extents]
+    held = {shard_key(extent.id, extent.pools.index(pool)): 1 for extent in extents}
     stretch = await scene.catalogue.reconcile(pool, None, held, last=False)
     return stretch.unknown
 

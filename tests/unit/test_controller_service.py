@@ -2,6 +2,7 @@
 
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from droppexd.errors import (
     SessionClosed,
     StaleRead,
 )
+from droppexd.held import pack_held
 from droppexd.model import (
     CHUNK_SIZE,
     Extent,
@@ -49,6 +51,7 @@ from droppexd.wire.messages import (
     Lookup,
     OpenSession,
     Ping,
+    Reconcile,
     Remove,
     Rename,
     Review,
@@ -89,8 +92,8 @@ class World:
         self.address = address
         self.pools = {}
 
-    async def call(self, request):
-        reply, _ = await self._connections.call(self.address, request, timeout_s=30)
+    async def call(self, request, body=()):
+        reply, _ = await self._connections.call(self.address, request, body, timeout_s=30)
         return reply
 
     async def announce(self, index, boot=1, **fields):
@@ -380,6 +383,32 @@ async def test_a_session_that_is_closed_is_over_at_once(world):
     await world.call(CloseSession(session=world.session))
     with pytest.raises(SessionClosed):
         await world.call(late)
+
+
+@story
+async def test_what_a_pool_holds_is_compared_with_the_records_both_ways(world):
+    await world.put("f/a")
+    await world.put("f/b")
+    (first,), (second,) = [(await world.call(Lookup(name=name))).extents for name in ("f/a", "f/b")]
+    compare = Reconcile(number=2, boot_id=world.pools[2])
+    held = [Holding(first.id, 1, 3), Holding(first.id, 2, 4)]
+    page = await world.call(compare, [pack_held(held)])
+    assert (page.absent, page.drop, page.upto) == ((), (held[1],), first.id)
+    rest = await world.call(replace(compare, after=first.id, last=True))
+    assert [(shard.extent, shard.shard) for shard in rest.absent] == [(second.id, 1)]
+    assert rest.upto is None
+
+
+@story
+async def test_holdings_that_are_not_in_order_are_refused(world):
+    compare = Reconcile(number=1, boot_id=world.pools[1])
+    held = [Holding(ExtentId(world.session, counter), 0, 3) for counter in (1, 2)]
+    with pytest.raises(InvalidRequest, match="order"):
+        await world.call(compare, [pack_held(reversed(held))])
+    with pytest.raises(InvalidRequest, match="41 bytes"):
+        await world.call(compare, [pack_held(held)[:-1]])
+    with pytest.raises(InvalidRequest, match="behind"):
+        await world.call(replace(compare, after=held[0].extent), [pack_held(held)])
 
 
 @story

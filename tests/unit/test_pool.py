@@ -9,7 +9,9 @@ import trio
 
 from droppexd.coding import piece_checksum
 from droppexd.errors import CatalogError, IdentityError, NotFound, StoreError
+from droppexd.held import holding_of, unpack_held
 from droppexd.model import MAX_TROUBLE, ExtentId, Holding, Layout, Role, ShardHeader, VersionId
+from droppexd.roles import pool_reconcile
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.messages import (
@@ -70,13 +72,14 @@ class Master:
             ShardsStored: self.shards_stored,
         }
 
-    async def reconcile(self, _call, request, _body):
-        self.compared.append(request)
+    async def reconcile(self, _call, request, body):
+        held = [holding_of(*one) for one in unpack_held(b"".join(body), request.after).items()]
+        self.compared.append((held, request))
         if self.refuse_comparisons:
             raise self.refuse_comparisons.pop(0)
         answer = self.verdicts.pop(0) if self.verdicts else {}
         nothing = {"absent": (), "wanted": (), "drop": (), "unknown": (), "term": self.term}
-        upto = None if request.last else request.holdings[-1].extent
+        upto = None if request.last else held[-1].extent
         return Reconciled(**(nothing | {"upto": upto} | answer))
 
     async def report_lost(self, _call, request, _body):
@@ -320,18 +323,53 @@ def test_what_is_held_is_compared_after_each_announcement_until_that_succeeds(sc
 
     async def body(one):
         await trio.sleep(30)
-        *refused, first, last = one.master.compared
+        *refused, (held, first), (held_last, last) = one.master.compared
         assert len(refused) == 2
-        assert ([held.extent.counter for held in first.holdings], first.after, first.last) == (
+        assert ([holding.extent.counter for holding in held], first.after, first.last) == (
             [1, 2, 3],
             None,
             False,
         )
-        assert (last.holdings, last.after, last.last) == ((), ExtentId(1, 3), True)
+        assert (held_last, last.after, last.last) == ([], ExtentId(1, 3), True)
         assert (one.master.reconciled[0][0], one.master.reconciled[-1][0]) == (False, True)
         one.master.refuse_heartbeats = [NotFound("who?")]
         await trio.sleep(30)
         assert len(one.master.compared) == 6
+
+    scene(body, prepare)
+
+
+def test_a_page_is_as_long_as_an_answer_goes_and_grows_again(scene, monkeypatch):
+    monkeypatch.setattr(pool_reconcile, "MOST_HELD", 12)
+    monkeypatch.setattr(pool_reconcile, "PAGE_LIMIT", 2)
+
+    def prepare(one):
+        for counter in range(1, 41):
+            one.hold(counter)
+        one.master.verdicts = [{"upto": ExtentId(1, 3)}]
+
+    async def body(one):
+        await trio.sleep(30)
+        # Of a page whose end may be within an extent, the last extent waits for the next.
+        assert [[holding.extent.counter for holding in held] for held, _ in one.master.compared] == [
+            list(range(1, 12)),
+            [4, 5],
+            list(range(6, 11)),
+            list(range(11, 22)),
+            list(range(22, 33)),
+            list(range(33, 41)),
+            [],
+        ]
+        assert [request.after and request.after.counter for _, request in one.master.compared] == [
+            None,
+            3,
+            5,
+            10,
+            21,
+            32,
+            40,
+        ]
+        assert one.master.reconciled[-1][0]
 
     scene(body, prepare)
 

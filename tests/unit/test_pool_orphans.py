@@ -7,6 +7,7 @@ import trio
 
 from droppexd.coding import piece_checksum
 from droppexd.errors import CatalogError
+from droppexd.held import holding_of, unpack_held
 from droppexd.model import ExtentId, Layout, Role, ShardHeader, VersionId
 from droppexd.roles import pool_reconcile
 from droppexd.roles.pool import PoolSettings, serve_pool
@@ -57,11 +58,12 @@ class Master:
         self.quarantined.append(request.quarantined)
         return Heard(review=False, term=1, ruling=self.ruling)
 
-    async def reconcile(self, _call, request, _body):
-        self.compared.append(request)
+    async def reconcile(self, _call, request, body):
+        held = [holding_of(*one) for one in unpack_held(b"".join(body), request.after).items()]
+        self.compared.append((held, request))
         if self.refuse:
             raise self.refuse.pop()
-        unnamed = [one for one in request.holdings if one.extent not in self.recorded]
+        unnamed = [one for one in held if one.extent not in self.recorded]
         return Reconciled(
             absent=(),
             wanted=(),
@@ -70,7 +72,7 @@ class Master:
                 one for one in unnamed if one.extent.session not in self.known and one.extent not in self.dead
             ),
             term=1,
-            upto=None if request.last else request.holdings[-1].extent,
+            upto=None if request.last else held[-1].extent,
         )
 
 
@@ -241,11 +243,8 @@ def test_a_decision_has_the_pool_compare_what_is_unknown_and_nothing_else(scene)
         await trio.sleep(3 * HEARTBEAT_S)
         assert one.master.quarantined[-1] == 2
         compared = one.master.compared[before:]
-        assert {holding.extent.session for request in compared for holding in request.holdings} == {
-            STRANGE,
-            9,
-        }
-        assert not any(request.last for request in compared)
+        assert {holding.extent.session for held, _ in compared for holding in held} == {STRANGE, 9}
+        assert not any(request.last for _, request in compared)
         assert sorted(key[0] for key in one.disk.shards) == [
             ExtentId(1, 2),
             ExtentId(STRANGE, 2),
@@ -285,7 +284,7 @@ def test_another_start_of_a_master_has_the_pool_compare_everything(scene):
         one.master.ruling += START
         await trio.sleep(3 * HEARTBEAT_S)
         assert one.master.quarantined[-1] == 2
-        assert one.master.compared[-1].last
+        assert one.master.compared[-1][1].last
         shards, _ = await one.pages()
         assert extents(shards) == [(1, 2), (STRANGE, 2)]
 

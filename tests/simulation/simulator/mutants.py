@@ -79,7 +79,14 @@ def _orphan_by_age(stack: ExitStack) -> None:
         now = self._clock.now()
         return now - first_seen.setdefault(extent, now) > 1.0
 
+    def spent(self, session) -> int | None:
+        if session not in self._state.sessions:
+            return None
+        now = self._clock.now()
+        return 2**48 if now - first_seen.setdefault(session, now) > 1.0 else 0
+
     _replace(stack, catalogue.Catalogue, "_is_over", is_over)
+    _replace(stack, catalogue.Catalogue, "_spent", spent)
 
 
 def _accept_lower_term(stack: ExitStack) -> None:
