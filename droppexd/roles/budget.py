@@ -8,11 +8,15 @@ from collections import deque
 
 import trio
 
-_MOST = 8
-"""More chunks in flight make one stream no faster: two messages of four chunks each.
+_MOST_ALONE = 8
+"""More chunks in flight make one stream no faster: two messages of four chunks each."""
 
-Nor should a stream hold more: one whose client has vanished keeps what it holds until it is forgotten.
-"""
+_MOST = 4
+"""What a stream holds that is not alone: one whose client pauses, or has vanished, keeps what it holds until
+it goes on or is forgotten, and the others must not come to a stop for it."""
+
+_RESERVED = 8
+"""One unit in so many is left to streams that have none yet: by it they begin, however many pause."""
 
 
 class Lease:
@@ -30,12 +34,13 @@ class Lease:
         if not self.units:
             return 0
         budget = self._budget
-        fair = max(1, min(_MOST, budget.total // budget.wanting))
+        most = _MOST_ALONE if budget.wanting == 1 else _MOST
+        fair = max(1, min(most, budget.total // budget.wanting))
         if self.units > fair:
             self.units -= 1
             budget.give_back(1)
         else:
-            while self.units < fair and budget.take():
+            while self.units < fair and budget.spare and budget.take():
                 self.units += 1
         return self.units
 
@@ -60,6 +65,11 @@ class Budget:
     def wanting(self) -> int:
         """How many streams share the units: those that wait count too, or the others would never yield."""
         return self.streams + len(self._waiting)
+
+    @property
+    def spare(self) -> bool:
+        """Whether there is more than what is kept for streams that have nothing yet."""
+        return self._free > self.total // _RESERVED
 
     async def lease(self) -> Lease:
         """Return a lease of at least one unit; wait until there is one."""

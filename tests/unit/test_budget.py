@@ -73,7 +73,7 @@ steps = st.lists(
 
 
 @settings(deadline=None, max_examples=150)
-@given(total=st.integers(1, 10), steps=steps)
+@given(total=st.integers(1, 24), steps=steps)
 def test_units_are_never_lost_nor_made(total, steps):
     async def main():
         async with trio.open_nursery() as nursery:
@@ -105,6 +105,29 @@ def test_a_lone_stream_gets_a_window_and_not_everything(play):
     async def story(stage):
         lease = await Budget(100).lease()
         assert lease.units == MOST
+
+    play(story)
+
+
+def test_streams_whose_clients_pause_leave_something_to_those_that_come(play):
+    async def story(stage):
+        budget = Budget(16)
+        with trio.fail_after(1):
+            paused = [await budget.lease() for _ in range(5)]
+        assert [lease.units for lease in paused] == [8, 4, 2, 1, 1]
+
+    play(story)
+
+
+def test_a_stream_that_is_not_alone_any_more_comes_down_to_what_all_get(play):
+    async def story(stage):
+        budget = Budget(16)
+        first, second = await budget.lease(), await budget.lease()
+        for _ in range(8):
+            first.adjust()
+        assert (first.units, second.units) == (4, 4)
+        second.release()
+        assert first.adjust() == 8
 
     play(story)
 
