@@ -90,6 +90,7 @@ class Repair:
         self._view_version = -1
         self._infos: dict[int, PoolInfo] = {}
         self._placement = Placement(())
+        self._writable: frozenset[int] = frozenset()
         self._rate = _Rate()
         self._done = 0
         self._stuck = 0
@@ -110,7 +111,10 @@ class Repair:
         for extent in request.failed:
             self._back_off(extent, now)
         handed = self._handed.setdefault(pool, {})
-        self._release([one for one in handed.values() if one.extent.id not in running])
+        given_back = [one for one in handed.values() if one.extent.id not in running]
+        self._release(given_back)
+        if given_back and not request.room:
+            self.look_afresh()  # It takes no more writes. What it had was the most endangered there was.
         orders: list[RepairOrder] = []
         queue = self._queued.get(pool, {})
         size = 0
@@ -216,6 +220,7 @@ class Repair:
             with trio.move_on_after(timeout_s):
                 await self._news.wait()
         self._expire()
+        self._look_at_pools()
 
     async def _degraded_pages(self) -> AsyncGenerator[list[tuple[Extent, int]], None]:
         """Yield extents with the shard that each is to get, the most endangered first."""
@@ -265,6 +270,16 @@ class Repair:
             self._planned[extent.id] = planned
             self._queued.setdefault(pool, {})[extent.id] = planned
         return stuck
+
+    def _look_at_pools(self) -> None:
+        """Plan anew when there are other pools that take writes, and what was to go to those that do not."""
+        writable = frozenset(number for number, info in self._view().items() if info.writable)
+        if writable == self._writable:
+            return
+        for pool in self._writable - writable:
+            self._release(list(self._queued.get(pool, {}).values()))
+        self._writable = writable
+        self.look_afresh()
 
     def _usable(self, pool: int) -> bool:
         info = self._infos.get(pool)

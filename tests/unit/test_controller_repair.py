@@ -18,6 +18,7 @@ from droppexd.model import (
     Version,
     VersionId,
 )
+from droppexd.roles import controller_repair
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_repair import BACK_OFF_S, LEASE_S, PLANNED, Repair
 from droppexd.wire.messages import Announce, ExpectedShard, Heartbeat, TakeWork
@@ -234,6 +235,37 @@ def test_what_a_pool_that_went_down_was_to_do_is_for_others(story):
         taken = {other: orders for other, orders in master.take_all().items() if orders}
         assert pool not in taken
         assert list(taken.values()) == [[extent]]
+
+    story(body)
+
+
+def test_what_a_pool_was_to_do_that_takes_no_more_writes_is_for_others_at_once(story, monkeypatch):
+    monkeypatch.setattr(controller_repair, "PLAN_AGAIN", 4)
+    monkeypatch.setattr(controller_repair, "PAGE", 4)
+
+    async def body(master):
+        for pool in (7, 8):
+            master.beat(pool, free=0)
+        for _ in range(12):
+            await master.put((1, 2, 3, 4, 5, MISSING))
+        master.repair.look_afresh()
+        await trio.sleep(5)
+        taken, _ = master.take(6, room=2)
+        assert len(taken) == 2
+        assert master.repair.has_work(6)
+        master.beat(6, read_only=True)
+        master.beat(7)
+        await trio.sleep(5)
+        assert not master.repair.has_work(6)
+        assert master.take(6, room=0)[0] == []
+        await trio.sleep(5)
+        first, _ = master.take(7, room=4)
+        assert {order.extent.id for order in taken} <= {order.extent.id for order in first}
+        while first:
+            await master.store(7, first)
+            await trio.sleep(5)
+            first, _ = master.take(7)
+        assert master.repair.status().left == 0
 
     story(body)
 
