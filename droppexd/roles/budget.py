@@ -16,7 +16,8 @@ _MOST = 4
 it goes on or is forgotten, and the others must not come to a stop for it."""
 
 _RESERVED = 8
-"""One unit in so many is left to streams that have none yet: by it they begin, however many pause."""
+"""One unit in so many, and at least one, is left to streams that have none yet: by it they begin, however many
+pause."""
 
 
 class Lease:
@@ -69,7 +70,7 @@ class Budget:
     @property
     def spare(self) -> bool:
         """Whether there is more than what is kept for streams that have nothing yet."""
-        return self._free > self.total // _RESERVED
+        return self._free > max(1, self.total // _RESERVED)
 
     async def lease(self) -> Lease:
         """Return a lease of at least one unit; wait until there is one."""

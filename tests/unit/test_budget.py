@@ -1,5 +1,6 @@
 """The budget of all transfers: never more than there is, in order, and nothing gets lost."""
 
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,17 @@ def test_streams_whose_clients_pause_leave_something_to_those_that_come(play):
     play(story)
 
 
+@pytest.mark.parametrize("total", [2, 3, 5, 7, 8, 9])
+def test_a_lone_stream_never_has_everything(play, total):
+    async def story(stage):
+        budget = Budget(total)
+        await budget.lease()
+        with trio.fail_after(1):
+            await budget.lease()
+
+    play(story)
+
+
 def test_a_stream_that_is_not_alone_any_more_comes_down_to_what_all_get(play):
     async def story(stage):
         budget = Budget(16)
@@ -134,10 +146,11 @@ def test_a_stream_that_is_not_alone_any_more_comes_down_to_what_all_get(play):
 
 def test_streams_that_run_give_way_to_those_that_wait(play):
     async def story(stage):
-        budget = Budget(4)
+        budget = Budget(5)
         first = await budget.lease()
         assert first.units == 4
         with trio.fail_after(1):
+            await budget.lease()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(budget.lease)
                 await wait_all_tasks_blocked()
@@ -154,7 +167,7 @@ def test_a_running_request_of_a_closed_stream_takes_nothing(play):
         closed.release()
         assert closed.adjust() == 0
         other = await budget.lease()
-        assert other.units == 4
+        assert other.units == 3
 
     play(story)
 
