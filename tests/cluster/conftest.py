@@ -30,6 +30,14 @@ PATIENCE_S = 60.0
 """Only a bound: a machine that is busy with other tests is slow."""
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what takes many minutes, unless it is asked for by its mark."""
+    if "full_size" not in config.getoption("-m"):
+        left_out = [item for item in items if item.get_closest_marker("full_size")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def clean_environment(home):
     """Return this environment without a user's own settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DROPPEX", "XDG_"))}
