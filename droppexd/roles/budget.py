@@ -16,7 +16,7 @@ _MOST = 4
 it goes on or is forgotten, and the others must not come to a stop for it."""
 
 _RESERVED = 8
-"""One unit in so many, and at least one, is left to streams that have none yet: by it they begin, however many
+"""One unit in so many, and at least one, is left to streams that have none yet: so they begin, however many
 pause."""
 
 
