@@ -7,7 +7,7 @@ verdict is carried out before the next question is asked.
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
 
@@ -265,19 +265,24 @@ class Reconciler:
         return await self._master.call(request, [pack_held(held)], timeout_s=_MASTER_S)
 
     async def page_of(self, session: int, after: ExtentId | None, limit: int) -> tuple[Holding, ...]:
-        """Return a page of what is held of a session behind an extent; `limit` exceeds an extent's shards."""
+        """Return a page of what is held of a session behind an extent."""
         held = await self._page(after, limit)
         return tuple(holding for holding in held if holding.extent.session == session)
 
     async def _page(self, after: ExtentId | None, limit: int) -> Sequence[Holding]:
-        """Return a page of what is held behind an extent, with all shards of each extent."""
+        """Return a page of what is held behind an extent, with all shards of each extent.
+
+        A pool has few shards of one extent, but may have all: a page that one extent fills is read larger.
+        """
         key = None if after is None else (after, _LAST_INDEX)
-        held = await self._run_blocking(self._store.page, key, limit)
-        if len(held) == limit:
-            cut = held[-1].extent
-            while held[-1].extent == cut:
-                held.pop()
-        return held
+        while True:
+            held = await self._run_blocking(self._store.page, key, limit)
+            if len(held) < limit:
+                return held
+            whole = bisect_left(held, held[-1].extent, key=_extent_of)
+            if whole:
+                return held[:whole]
+            limit *= 2
 
     async def _report_absent(self, absent: Sequence[ExpectedShard]) -> None:
         """Look again for what the records name and the page had not, and tell of what is not there."""

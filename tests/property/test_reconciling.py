@@ -113,10 +113,11 @@ HALF_AND_MORE = {
 """Of the first slice three are absent, of the second six: more than one answer takes."""
 
 
-@settings(max_examples=200)
-@example(HALF_AND_MORE, {}, set(), 20)
-@given(records, garbage, held, st.integers(1, 20))
-def test_all_stretches_together_tell_what_one_look_at_everything_would(named, dead, shards, length):
+@settings(max_examples=200, deadline=None)
+@example(HALF_AND_MORE, {}, set(), 20, False)
+@example(HALF_AND_MORE, {}, set(), 20, True)
+@given(records, garbage, held, st.integers(1, 20), st.booleans())
+def test_all_stretches_together_tell_what_one_look_at_everything_would(named, dead, shards, length, eager):
     holdings = [Holding(extent, shard, 1 + number) for number, (extent, shard) in enumerate(sorted(shards))]
 
     async def compare():
@@ -128,14 +129,15 @@ def test_all_stretches_together_tell_what_one_look_at_everything_would(named, de
             behind = [holding for holding in holdings if after is None or holding.extent > after]
             page = next(pages(behind, length), [])
             packed = unpack_held(pack_held(page), after)
-            stretch = await reconcile(engine, judge, POOL, after, packed, last=not page)
+            last = not page or (eager and len(page) == len(behind))
+            stretch = await reconcile(engine, judge, POOL, after, packed, last=last)
             for kind in found:
                 assert len(getattr(stretch, kind)) <= reconciling.MOST_AT_ONCE
                 found[kind] += getattr(stretch, kind)
             if stretch.upto is None:
                 return found
             assert after is None or stretch.upto > after
-            assert stretch.upto <= page[-1].extent if page else True
+            assert last or stretch.upto <= page[-1].extent
             after = stretch.upto
 
     found = trio.run(compare)

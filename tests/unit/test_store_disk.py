@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from droppexd.model import ExtentId, Holding, Layout, ShardHeader, VersionId
 from droppexd.store.disk import DiskStore, open_disk_store
 from droppexd.store.files import Files, Space
 from droppexd.store.identity import BOOT_FILE, POOL_FILE
+from droppexd.store.index_reader import IndexReader
 from droppexd.store.large import OPEN_FILES
 
 SIZE = 5000
@@ -687,3 +689,59 @@ def test_the_log_of_the_database_does_not_grow_with_what_was_put(store, folder):
     for start in range(0, 400, 40):
         store.put_small([(header_of(number, 65536), bytes(65536)) for number in range(start, start + 40)])
     assert (folder / "index.db-wal").stat().st_size < 14 * MEBIBYTE
+
+
+class Unreadable:
+    """A connection to a database on bad sectors."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def execute(self, query, *_):
+        if query.startswith("PRAGMA"):
+            return
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = self._code
+        raise error
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (sqlite3.SQLITE_IOERR_READ, IntegrityError),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, IntegrityError),
+        (sqlite3.SQLITE_IOERR_NOMEM, StoreError),
+        (sqlite3.SQLITE_CANTOPEN, StoreError),
+    ],
+)
+def test_a_small_shard_on_bad_sectors_is_damaged_and_one_that_lacks_memory_is_not(
+    store, monkeypatch, code, expected
+):
+    put_small(store, 1)
+    monkeypatch.setattr(IndexReader, "_connect", staticmethod(lambda uri: Unreadable(code)))
+    while store._index._readers:
+        store._index._readers.pop().close()
+    with pytest.raises(expected):
+        store.examine(ExtentId(1, 1), 0)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(errno.EIO, IntegrityError), (errno.EMFILE, StoreError)])
+def test_a_large_shard_that_cannot_be_opened_is_damaged_only_if_the_disk_says_so(
+    opener, store, folder, monkeypatch, code, expected
+):
+    put_large(store, 1)
+    store.close()
+    again = opener()
+    real = os.open
+
+    def failing(path, *args, **options):
+        if "/large/" in str(path):
+            raise OSError(code, "planted")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(expected):
+        again.examine(ExtentId(1, 1), 0)
