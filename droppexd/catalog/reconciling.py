@@ -6,7 +6,7 @@ what is in one of them alone is looked at.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from droppexd.catalog.engine import Engine, Entry
 from droppexd.catalog.keys import EXTENTS, GARBAGE, end_of
@@ -57,14 +57,23 @@ class _Verdicts:
         self.unknown: list[Holding] = []
 
     @property
+    def kinds(self) -> tuple[list[Any], ...]:
+        return self.absent, self.wanted, self.drop, self.unknown
+
+    @property
     def longest(self) -> int:
-        return max(len(self.absent), len(self.wanted), len(self.drop), len(self.unknown))
+        return max(map(len, self.kinds))
+
+    def has_room_for(self, other: "_Verdicts") -> bool:
+        """Whether one answer takes both: it has room for so many of each kind."""
+        return all(
+            len(mine) + len(others) <= MOST_AT_ONCE
+            for mine, others in zip(self.kinds, other.kinds, strict=True)
+        )
 
     def take(self, other: "_Verdicts") -> None:
-        self.absent += other.absent
-        self.wanted += other.wanted
-        self.drop += other.drop
-        self.unknown += other.unknown
+        for mine, others in zip(self.kinds, other.kinds, strict=True):
+            mine.extend(others)
 
     def stretch(self, upto: ExtentId | None) -> Stretch:
         return Stretch(self.absent, self.wanted, self.drop, self.unknown, upto)
@@ -97,7 +106,7 @@ async def reconcile(
         else:
             reached = b""  # No holdings at all: the stretch is what it was asked to be.
         more = await slices.judge(entries, keys[first:cut])
-        if found.longest + more.longest > MOST_AT_ONCE:
+        if not found.has_room_for(more):
             break
         found.take(more)
         if reached:
@@ -105,7 +114,7 @@ async def reconcile(
         if whole:
             return found.stretch(None if last else upto)
         if found.longest > MOST_AT_ONCE // 2:
-            break  # As much again would not go into the answer.
+            break  # As much again would not go into the answer, and would be judged for nothing.
         start, first = _behind(reached), cut
     return found.stretch(upto)
 

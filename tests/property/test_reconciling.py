@@ -113,6 +113,21 @@ HALF_AND_MORE = {
 """Of the first slice three are absent, of the second six: more than one answer takes."""
 
 
+def test_an_answer_has_room_for_as_many_of_each_kind():
+    named = {ExtentId(1, n): [POOL if n % 2 and n < 6 else OTHER, 9, 9] for n in range(12)}
+    holdings = [Holding(ExtentId(1, n), 0, 1) for n in range(6, 12)]
+
+    async def compare():
+        judge = Judge(RIPE, SPENT.__getitem__)
+        packed = unpack_held(pack_held(holdings), None)
+        return await reconcile(await engine_with(named, {}), judge, POOL, None, packed, last=True)
+
+    stretch = trio.run(compare)
+    assert [extent.counter for extent, _, _ in stretch.absent] == [1, 3, 5]
+    assert stretch.drop == holdings
+    assert stretch.upto == ExtentId(1, 11)
+
+
 @settings(max_examples=200, deadline=None)
 @example(HALF_AND_MORE, {}, set(), 20, False)
 @example(HALF_AND_MORE, {}, set(), 20, True)
