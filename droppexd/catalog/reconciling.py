@@ -13,6 +13,7 @@ from droppexd.catalog.keys import EXTENTS, GARBAGE, end_of
 from droppexd.catalog.records import shard_on, unpack_extent, unpack_garbage
 from droppexd.held import ID_BYTES, SESSION_BYTES, Held, holding_of
 from droppexd.model import MISSING, ExtentId, Holding
+from droppexd.runtime import Clock
 
 MOST_AT_ONCE = 1000
 """Records, and holdings, of one slice; and of each verdict as many as one answer takes. While a slice is
@@ -20,6 +21,10 @@ judged, for 2 ms or so, nobody else is served; while the next is read, everybody
 
 MOST_SLICES = 16
 """Of one stretch, so that an answer does not take too long, however few of the records name the pool."""
+
+MOST_S = 0.3
+"""Behind the slice that takes longer a stretch ends. Many pools compare at once after the start of a master,
+and whoever asks repeats a question that takes seconds, while it is still worked on."""
 
 _BEHIND_ALL_SHARDS = b"\xff"
 
@@ -80,7 +85,14 @@ class _Verdicts:
 
 
 async def reconcile(
-    engine: Engine, judge: Judge, pool: int, after: ExtentId | None, held: Held, *, last: bool
+    engine: Engine,
+    judge: Judge,
+    clock: Clock,
+    pool: int,
+    after: ExtentId | None,
+    held: Held,
+    *,
+    last: bool,
 ) -> Stretch:
     """Compare what a pool holds behind `after` with the records, as far as one answer goes.
 
@@ -93,6 +105,7 @@ async def reconcile(
     start = EXTENTS if after is None else _behind(after.to_bytes())
     found = _Verdicts()
     upto, first = after, 0
+    ends_at = clock.now() + MOST_S
     for _ in range(MOST_SLICES):
         cut = _cut(keys, first)
         whole = cut == len(keys)
@@ -115,6 +128,8 @@ async def reconcile(
             return found.stretch(None if last else upto)
         if found.longest > MOST_AT_ONCE // 2:
             break  # As much again would not go into the answer, and would be judged for nothing.
+        if clock.now() >= ends_at:
+            break
         start, first = _behind(reached), cut
     return found.stretch(upto)
 
