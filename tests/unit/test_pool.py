@@ -451,6 +451,26 @@ def test_of_what_was_not_answered_in_time_half_is_asked_and_never_less_than_an_a
     scene(body, prepare)
 
 
+def test_a_page_that_one_extent_fills_is_read_larger(scene, monkeypatch):
+    monkeypatch.setattr(pool_reconcile, "MOST_HELD", 2)
+    monkeypatch.setattr(pool_reconcile, "PAGE_LIMIT", 2)
+
+    def prepare(one):
+        for counter in (1, 2):
+            for index in range(7):
+                one.hold(counter, index)
+
+    async def body(one):
+        await trio.sleep(30)
+        asked = [
+            [(holding.extent.counter, holding.shard) for holding in held] for held, _ in one.master.compared
+        ]
+        assert asked == [[(1, index) for index in range(7)], [(2, index) for index in range(7)], []]
+        assert one.master.reconciled[-1] == (True, 0)
+
+    scene(body, prepare)
+
+
 def test_the_verdicts_of_a_comparison_are_carried_out(scene):
     def prepare(one):
         held = [one.hold(counter) for counter in range(1, 6)]
