@@ -489,7 +489,7 @@ class Catalogue:
         """Compare a stretch of what a pool holds with the records; see `reconciling.reconcile`."""
         self.check()
         judge = Judge(self._grace.ripe(self._clock.now()), self._spent)
-        return await reconcile(self._engine, judge, pool, after, held, last=last)
+        return await reconcile(self._engine, judge, self._clock, pool, after, held, last=last)
 
     def _is_over(self, extent: ExtentId) -> bool:
         spent = self._spent(extent.session)

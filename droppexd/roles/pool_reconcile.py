@@ -9,11 +9,12 @@ verdict is carried out before the next question is asked.
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 import trio
 
-from droppexd.errors import DroppexError, StoreError
+from droppexd.errors import DroppexError, PeerError, StoreError
 from droppexd.held import pack_held
 from droppexd.model import MISSING, ExtentId, Holding
 from droppexd.roles.master import MasterLink
@@ -37,7 +38,7 @@ log = logging.getLogger("droppex.pool")
 
 _MASTER_S = 10.0
 _RETRY_S = 5.0
-"""Before a comparison that failed half way is begun again."""
+"""Before a comparison that failed half way goes on."""
 
 _MOST_DOUBTFUL = 4096
 """Shards of uploads that were given up; the look through everything finds those beyond."""
@@ -67,6 +68,27 @@ def _next_limit(limit: int, held: Sequence[Holding], upto: ExtentId | None) -> i
     return max(bisect_right(held, upto, key=_extent_of), PAGE_LIMIT)
 
 
+@dataclass(slots=True)
+class _Comparison:
+    """How far a comparison of everything is, and what it has found."""
+
+    due: int
+    """How many announcements it is for."""
+    after: ExtentId | None = None
+    strangers: dict[int, None] = field(default_factory=dict)
+    quarantined: int = 0
+    limit: int = field(default_factory=lambda: MOST_HELD)
+
+    def take(self, held: Sequence[Holding], reply: Reconciled) -> None:
+        """Go on behind an answer."""
+        self.limit = _next_limit(self.limit, held, reply.upto)
+        self.after = reply.upto
+        self.quarantined += len(reply.unknown)
+        for holding in reply.unknown:
+            if len(self.strangers) <= _MOST_SESSIONS:
+                self.strangers[holding.extent.session] = None
+
+
 class Reconciler:
     """The pool's part in all talk about what it holds."""
 
@@ -93,6 +115,7 @@ class Reconciler:
         self._garbage = False
         self._doubtful: dict[ExtentId, int] = {}
         self._comparisons_due = 0
+        self._comparison = _Comparison(0)
         self.number = MISSING
         """This pool's number, once it was announced."""
         self.reconciled = False
@@ -176,7 +199,8 @@ class Reconciler:
             self._news = trio.Event()
             if self._comparisons_due:
                 await self._attempt(self._compare_everything)
-            if self._recount_due and clock.now() >= self._recount_at:
+            # Not while a comparison is due: what it counted before it failed would be believed in the end.
+            if self._recount_due and not self._comparisons_due and clock.now() >= self._recount_at:
                 began = clock.now()
                 await self._attempt(self._recount)
                 self._recount_at = clock.now() + _RECOUNT_PAUSE * (clock.now() - began)
@@ -198,29 +222,31 @@ class Reconciler:
     # -- both ways -----------------------------------------------------------------------------
 
     async def _compare_everything(self) -> None:
+        """Compare all that is held after an announcement: where a question failed, from there on."""
+        if self._comparison.due != self._comparisons_due:
+            self._comparison = _Comparison(self._comparisons_due)
+        await self._go_through(self._comparison)
+        self._comparison = _Comparison(0)
+
+    async def _go_through(self, comparison: _Comparison) -> None:
         """Go through all that is held, and all that should be, in the order of the extents."""
-        due = self._comparisons_due
-        after: ExtentId | None = None
-        strangers: dict[int, None] = {}
-        quarantined = 0
-        limit = MOST_HELD
         while True:
-            held = await self._page(after, limit)
-            reply = await self._compare(after, held, last=not held)
-            limit = _next_limit(limit, held, reply.upto)
-            quarantined += len(reply.unknown)
-            for holding in reply.unknown:
-                if len(strangers) <= _MOST_SESSIONS:
-                    strangers[holding.extent.session] = None
+            held = await self._page(comparison.after, comparison.limit)
+            try:
+                reply = await self._compare(comparison.after, held, last=not held)
+            except PeerError:
+                # It may be that this much cannot be answered in time.
+                comparison.limit = max(comparison.limit // 2, PAGE_LIMIT)
+                raise
+            comparison.take(held, reply)
             if reply.upto is None:
                 break
-            after = reply.upto
-        self._comparisons_due -= due
-        self.quarantined = quarantined
-        self.strangers = tuple(strangers)[:_MOST_SESSIONS]
-        self.all_strangers = len(strangers) <= _MOST_SESSIONS
+        self._comparisons_due -= comparison.due
+        self.quarantined = comparison.quarantined
+        self.strangers = tuple(comparison.strangers)[:_MOST_SESSIONS]
+        self.all_strangers = len(comparison.strangers) <= _MOST_SESSIONS
         self.reconciled = not self._comparisons_due
-        log.info("compared with the records quarantined=%d", quarantined)
+        log.info("compared with the records quarantined=%d", comparison.quarantined)
 
     async def _recount(self) -> None:
         """Compare again what is held of unknown sessions: some was adopted, or called dead, since."""
@@ -228,7 +254,7 @@ class Reconciler:
         if self.all_strangers:
             await self._compare_strangers()
         else:
-            await self._compare_everything()
+            await self._go_through(_Comparison(0))
         if ruling == self._ruling:
             self._recount_due = False
 

@@ -16,7 +16,7 @@ from droppexd.errors import DroppexError, IdentityError, IntegrityError, NoSuchS
 from droppexd.model import ExtentId, Holding, Layout, ShardHeader, VersionId
 from droppexd.store.disk import DiskStore, open_disk_store
 from droppexd.store.files import Files, Space
-from droppexd.store.identity import BOOT_FILE, POOL_FILE
+from droppexd.store.identity import BOOT_FILE, POOL_FILE, lock_folder
 from droppexd.store.index_reader import IndexReader
 from droppexd.store.large import OPEN_FILES
 
@@ -208,6 +208,38 @@ def test_a_folder_in_use_is_refused_and_the_error_says_by_whom(opener, store, fo
         opener()
     store.close()
     opener()
+
+
+def ended_process():
+    """Return the number of a process that has ended: whoever gets it next is none of ours."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+@pytest.mark.parametrize("broken", ["ftruncate", "pwrite"])
+def test_whoever_could_not_write_its_number_into_the_lock_leaves_no_other(
+    opener, store, folder, monkeypatch, broken
+):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    store.close()
+    (folder / "lock").write_text("1\n")  # A process that lives, and not the one that holds the folder next.
+    with monkeypatch.context() as failing:
+        failing.setattr(f"droppexd.store.identity.os.{broken}", refuse)
+        lock = lock_folder(folder)
+    expected = rf" \(process {os.getpid()}\)" if broken == "ftruncate" else ""
+    with pytest.raises(IdentityError, match=rf"in use by another droppexd{expected}: stop that one"):
+        lock_folder(folder)
+    os.close(lock)
+
+
+@pytest.mark.parametrize("left", ["ended", "", "-1\n", "0\n", "9" * 40, "9" * 30 + "\n", "12", "rubbish\n"])
+def test_a_lock_that_names_no_process_that_lives_is_told_without_a_number(opener, store, folder, left):
+    (folder / "lock").write_text(f"{ended_process()}\n" if left == "ended" else left)
+    with pytest.raises(IdentityError, match=r"in use by another droppexd: stop that one"):
+        opener()
 
 
 def test_a_disk_that_takes_no_writes_is_told_with_its_folder(opener, store, folder, files, monkeypatch):
