@@ -43,8 +43,6 @@ _WORKER_THREADS = 16
 _START_ORDER = (Role.CONTROLLER, Role.POOL, Role.APP)
 """Pools and apps ask for the controller, and nobody asks for an app. Roles stop the other way round."""
 
-_CATALOGUE_FILE = "catalogue.sqlite"
-
 
 class SystemClock:
     """The clock of this machine, within trio."""
@@ -222,12 +220,12 @@ class _Process:
             running.ended.set()
 
     async def _controller(self, transport: "Transport", started: _Started) -> None:
-        from droppexd.catalog.sqlite import open_sqlite_engine
+        from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
         from droppexd.roles.controller import ControllerSettings, serve_controller
 
         config = self._config
         folder = await self._runtime.run_blocking(_make_folder, config.folder(Role.CONTROLLER))
-        async with open_sqlite_engine(folder / _CATALOGUE_FILE, self._runtime) as engine:
+        async with open_sqlite_engine(folder / CATALOGUE_FILE, self._runtime) as engine:
             await serve_controller(
                 transport=transport,
                 address=config.controller_listen,

@@ -45,6 +45,9 @@ INLINE_ENTRIES = 64
 MAX_BATCH = 1024
 """Transactions in one flush."""
 
+CATALOGUE_FILE = "catalogue.sqlite"
+"""The name of the catalogue in a controller's folder."""
+
 APPLICATION_ID = 0x64707863
 SCHEMA_VERSION = 1
 
@@ -104,10 +107,15 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _lock(path: Path) -> int:
-    """Take the lock that a running engine holds, and return its descriptor."""
+def take_lock(path: Path, *, make: bool = True) -> int:
+    """Take the lock that a running engine holds, and return its descriptor.
+
+    Without `make` nothing is written, and FileNotFoundError is raised when no engine has ever run here. Raise
+    IdentityError when it is held.
+    """
     lock_path = path.with_name(path.name + ".lock")
-    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    how = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
+    descriptor = os.open(lock_path, how | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -126,7 +134,7 @@ class _File:
         self._keep_revisions = keep_revisions
         try:
             make_folder(path.parent)
-            self._lock = _lock(path)
+            self._lock = take_lock(path)
         except OSError as error:
             raise CatalogError(f"the catalogue {path} cannot be opened: {error.strerror}") from error
         opened: list[sqlite3.Connection] = []

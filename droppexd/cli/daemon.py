@@ -1,4 +1,4 @@
-"""The command `droppexd`: roles by option, and the sub-commands `dev`, `keygen` and `pool`."""
+"""The command `droppexd`: roles by option, and the sub-commands `dev`, `keygen`, `pool` and `catalog`."""
 
 import inspect
 import json
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from droppexd import __version__
+from droppexd.cli.daemon_catalog import catalog_app
 from droppexd.cli.daemon_logs import set_up_logs
 from droppexd.cli.daemon_parent import die_with_parent
 from droppexd.cli.daemon_pool import pool_app
@@ -149,6 +150,7 @@ def run(
 
 
 app.add_typer(pool_app, name="pool")
+app.add_typer(catalog_app, name="catalog")
 
 
 @app.command()

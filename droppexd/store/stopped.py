@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from droppexd.databases import uri_of_stopped
 from droppexd.errors import DroppexError, IdentityError, IntegrityError, StoreError
 from droppexd.held import holding_of, shard_key
 from droppexd.model import ExtentId, Holding
@@ -71,20 +72,14 @@ class StoppedPool:
 
     def _open_index(self) -> IndexReader | None:
         path = self._folder / INDEX_FILE
-        log, memory = Path(f"{path}-wal"), Path(f"{path}-shm")
         if not path.exists():
             return None
-        uri = path.resolve().as_uri()
         try:
-            if not log.exists() or not log.stat().st_size:
-                return IndexReader(f"{uri}?immutable=1")
+            uri, made = uri_of_stopped(path)
         except OSError as error:
-            raise StoreError(f"cannot read {log}: {error}") from error
-        if memory.exists():
-            return IndexReader(f"{uri}?mode=ro&readonly_shm=1")
-        # To read a log that has no such file, SQLite makes one; it goes again with `close`.
-        self._made = str(memory)
-        return IndexReader(f"{uri}?mode=ro")
+            raise StoreError(f"cannot read {error.filename}: {error}") from error
+        self._made = str(made or "")  # It goes again with `close`.
+        return IndexReader(uri)
 
     def identity(self) -> PoolIdentity:
         """Return whose folder this is. Raise StoreError when the record is damaged or of a later release."""
