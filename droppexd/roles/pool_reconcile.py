@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 import trio
 
@@ -42,8 +43,9 @@ _RETRY_S = 5.0
 
 _MOST_DOUBTFUL = 4096
 """Shards of uploads that were given up; the look through everything finds those beyond."""
-_DOUBTFUL_TRIES = 30
-"""Heartbeats after which such a shard is left to the look through everything."""
+_DOUBT_SLOWS = 4
+"""Such a shard is asked about again after a fourth of the time that it was in doubt by then: it may wait for
+a floor that rises soon, or for a rebuild elsewhere that takes long."""
 _LAST_INDEX = 255
 """Sorts behind every index of an extent."""
 _MOST_SESSIONS = 4096
@@ -89,6 +91,13 @@ class _Comparison:
                 self.strangers[holding.extent.session] = None
 
 
+class _Doubt(NamedTuple):
+    """Since when an extent is in doubt, and when to ask about it next."""
+
+    since: float
+    due: float
+
+
 class Reconciler:
     """The pool's part in all talk about what it holds."""
 
@@ -113,7 +122,7 @@ class Reconciler:
         self._boot_id = store.identity.boot_id
         self._news = trio.Event()
         self._garbage = False
-        self._doubtful: dict[ExtentId, int] = {}
+        self._doubtful: dict[ExtentId, _Doubt] = {}
         self._comparisons_due = 0
         self._comparison = _Comparison(0)
         self.number = MISSING
@@ -164,7 +173,8 @@ class Reconciler:
     def doubt(self, extent: ExtentId) -> None:
         """Ask the master soon about what is held of an extent."""
         if len(self._doubtful) < _MOST_DOUBTFUL:
-            self._doubtful[extent] = _DOUBTFUL_TRIES
+            now = self._clock.now()
+            self._doubtful[extent] = _Doubt(now, now)
 
     def heard(self, *, review: bool, ruling: int) -> None:
         """Take note of an answer to a heartbeat.
@@ -172,7 +182,8 @@ class Reconciler:
         `review`: there is garbage. Another `ruling`: it was decided what becomes of some unknown shards, or
         this is another start of a master.
         """
-        if review or self._doubtful:
+        now = self._clock.now()
+        if review or any(doubt.due <= now for doubt in self._doubtful.values()):
             self._garbage = True
             self._news.set()
         if ruling >> _RULING_BITS != self._ruling >> _RULING_BITS:
@@ -354,16 +365,19 @@ class Reconciler:
             after = page.extents[-1]
 
     async def _review_doubtful(self) -> None:
-        """Ask about shards of uploads that were given up, until the master's floor has passed them."""
-        extents = list(self._doubtful)[:PAGE_LIMIT]
+        """Ask about shards that may be dead soon, until they are or the look through everything sees them."""
+        now = self._clock.now()
+        extents = [extent for extent, doubt in self._doubtful.items() if doubt.due <= now][:PAGE_LIMIT]
         if not extents:
             return
         await self._review(await self._run_blocking(self._store.find, extents))
         left = {holding.extent for holding in await self._run_blocking(self._store.find, extents)}
         for extent in extents:
-            tries = self._doubtful.pop(extent) - 1
-            if extent in left and tries:
-                self._doubtful[extent] = tries  # Behind the others, so that each gets its turn.
+            since, _ = self._doubtful.pop(extent)
+            age = now - since
+            if extent in left and age < self._review_s:
+                # Behind the others, so that each gets its turn.
+                self._doubtful[extent] = _Doubt(since, now + age / _DOUBT_SLOWS)
 
     async def _review_everything(self) -> None:
         """Ask the master about all that is held, page by page: uploads that failed leave shards behind."""

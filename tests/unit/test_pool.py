@@ -15,6 +15,7 @@ from droppexd.roles import pool_reconcile
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.messages import (
+    AbortShard,
     Announce,
     ConfirmDropped,
     Done,
@@ -50,6 +51,8 @@ class Master:
         self.dead = []
         self.confirmed = []
         self.reviewed = []
+        self.moved = []
+        """What is dead and no garbage: another pool has it on record."""
         self.compared = []
         self.refuse_comparisons = []
         self.fail_comparison_after = None
@@ -123,7 +126,8 @@ class Master:
     async def review(self, _call, request, _body):
         await trio.sleep(self.review_s)
         self.reviewed += request.holdings
-        drop = tuple(holding for holding in request.holdings if holding.extent in self.dead)
+        dead = (*self.dead, *self.moved)
+        drop = tuple(holding for holding in request.holdings if holding.extent in dead)
         stranger = Holding(ExtentId(9, 9), 0, 1)
         return Verdicts(drop=(*drop, stranger), term=self.term)
 
@@ -288,6 +292,25 @@ def test_a_long_look_through_the_garbage_does_not_silence_the_pool(scene):
         assert len(one.master.confirmed) == 20
         gaps = [after - before for before, after in pairwise(one.master.heard_at)]
         assert max(gaps) < 2 * HEARTBEAT_S
+
+    scene(body)
+
+
+def test_a_shard_in_doubt_is_asked_about_less_and_less_until_it_is_dead(scene):
+    async def body(one):
+        extent = one.hold(1)
+        connections = await one.stage.connections("app")
+        await connections.call(one.address, AbortShard(extent=extent, index=0), timeout_s=5)
+        await trio.sleep(10)
+        assert 3 <= len(one.master.reviewed) <= 10
+        await trio.sleep(190)
+        assert len(one.master.reviewed) < 30
+        one.master.moved = [extent]
+        await trio.sleep(60)
+        assert not one.store.page(None, 100)
+        asked = len(one.master.reviewed)
+        await trio.sleep(100)
+        assert len(one.master.reviewed) == asked
 
     scene(body)
 
