@@ -97,6 +97,8 @@ class Reconciler:
         """This pool's number, once it was announced."""
         self.reconciled = False
         """Whether all that is held was compared with the records since the last announcement."""
+        self.compared = 0
+        """With which start of a master all that is held was compared last, both ways; 0: with none."""
         self.quarantined = 0
         """Shards of sessions that the catalogue does not know, as the last comparison found."""
         self.strangers: tuple[int, ...] = ()
@@ -200,6 +202,7 @@ class Reconciler:
     async def _compare_everything(self) -> None:
         """Go through all that is held, and all that should be, in the order of the extents."""
         due = self._comparisons_due
+        start = self._ruling >> _RULING_BITS
         after: ExtentId | None = None
         strangers: dict[int, None] = {}
         quarantined = 0
@@ -220,6 +223,7 @@ class Reconciler:
         self.strangers = tuple(strangers)[:_MOST_SESSIONS]
         self.all_strangers = len(strangers) <= _MOST_SESSIONS
         self.reconciled = not self._comparisons_due
+        self.compared = start
         log.info("compared with the records quarantined=%d", quarantined)
 
     async def _recount(self) -> None:
@@ -254,7 +258,10 @@ class Reconciler:
         """Ask about one stretch, and do what the answer says."""
         async with self.verdicts:
             reply = await self.ask(after, held, last=last)
-            await self._report_absent(reply.absent)
+            told: set[ExpectedShard] = set()
+            while await self._report_absent(reply.absent, told):
+                # The records have other editions now, and may want another shard of these extents.
+                reply = await self.ask(after, held, last=last)
             await self._drop(held, reply.drop, reply.term)
             await self._offer(reply)
         return reply
@@ -279,10 +286,14 @@ class Reconciler:
                 held.pop()
         return held
 
-    async def _report_absent(self, absent: Sequence[ExpectedShard]) -> None:
-        """Look again for what the records name and the page had not, and tell of what is not there."""
+    async def _report_absent(self, absent: Sequence[ExpectedShard], told: set[ExpectedShard]) -> bool:
+        """Look again for what the records name and the page had not, and tell of what is not there.
+
+        Return whether there was any, beside what is `told` already: the records say something else now.
+        """
+        absent = [place for place in absent if place not in told]
         if not absent:
-            return
+            return False
         held = await self._run_blocking(self._store.find, [place.extent for place in absent])
         here = {(holding.extent, holding.shard) for holding in held}
         lost = [place for place in absent if (place.extent, place.shard) not in here]
@@ -291,6 +302,8 @@ class Reconciler:
             await self._reports.tell(
                 CheckedShard(place.extent, place.shard, ShardState.ABSENT) for place in lost
             )
+        told.update(lost)
+        return bool(lost)
 
     async def _offer(self, reply: Reconciled) -> None:
         """Verify what is held and the records call missing, and tell the master of what is whole."""
