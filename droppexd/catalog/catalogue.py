@@ -531,7 +531,7 @@ class Catalogue:
         self.check()
         proven = None if self._state.restored_ms is None else frozenset(compared)
         judge = Judge(self._grace.ripe(self._clock.now()), self._spent, proven)
-        return await reconcile(self._engine, judge, pool, after, held, last=last)
+        return await reconcile(self._engine, judge, self._clock, pool, after, held, last=last)
 
     def _is_over(self, extent: ExtentId) -> bool:
         spent = self._spent(extent.session)

@@ -6,13 +6,14 @@ what is in one of them alone is looked at.
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from droppexd.catalog.engine import Engine, Entry
 from droppexd.catalog.keys import EXTENTS, GARBAGE, end_of
 from droppexd.catalog.records import shard_on, unpack_extent, unpack_garbage
 from droppexd.held import ID_BYTES, SESSION_BYTES, Held, holding_of
 from droppexd.model import MISSING, ExtentId, Holding
+from droppexd.runtime import Clock
 
 MOST_AT_ONCE = 1000
 """Records, and holdings, of one slice; and of each verdict as many as one answer takes. While a slice is
@@ -20,6 +21,10 @@ judged, for 2 ms or so, nobody else is served; while the next is read, everybody
 
 MOST_SLICES = 16
 """Of one stretch, so that an answer does not take too long, however few of the records name the pool."""
+
+MOST_S = 0.3
+"""Behind the slice that takes longer a stretch ends. Many pools compare at once after the start of a master,
+and whoever asks repeats a question that takes seconds, while it is still worked on."""
 
 _BEHIND_ALL_SHARDS = b"\xff"
 
@@ -60,21 +65,37 @@ class _Verdicts:
         self.unknown: list[Holding] = []
 
     @property
+    def kinds(self) -> tuple[list[Any], ...]:
+        return self.absent, self.wanted, self.drop, self.unknown
+
+    @property
     def longest(self) -> int:
-        return max(len(self.absent), len(self.wanted), len(self.drop), len(self.unknown))
+        return max(map(len, self.kinds))
+
+    def has_room_for(self, other: "_Verdicts") -> bool:
+        """Whether one answer takes both: it has room for so many of each kind."""
+        return all(
+            len(mine) + len(others) <= MOST_AT_ONCE
+            for mine, others in zip(self.kinds, other.kinds, strict=True)
+        )
 
     def take(self, other: "_Verdicts") -> None:
-        self.absent += other.absent
-        self.wanted += other.wanted
-        self.drop += other.drop
-        self.unknown += other.unknown
+        for mine, others in zip(self.kinds, other.kinds, strict=True):
+            mine.extend(others)
 
     def stretch(self, upto: ExtentId | None) -> Stretch:
         return Stretch(self.absent, self.wanted, self.drop, self.unknown, upto)
 
 
 async def reconcile(
-    engine: Engine, judge: Judge, pool: int, after: ExtentId | None, held: Held, *, last: bool
+    engine: Engine,
+    judge: Judge,
+    clock: Clock,
+    pool: int,
+    after: ExtentId | None,
+    held: Held,
+    *,
+    last: bool,
 ) -> Stretch:
     """Compare what a pool holds behind `after` with the records, as far as one answer goes.
 
@@ -87,6 +108,7 @@ async def reconcile(
     start = EXTENTS if after is None else _behind(after.to_bytes())
     found = _Verdicts()
     upto, first = after, 0
+    ends_at = clock.now() + MOST_S
     for _ in range(MOST_SLICES):
         cut = _cut(keys, first)
         whole = cut == len(keys)
@@ -100,7 +122,7 @@ async def reconcile(
         else:
             reached = b""  # No holdings at all: the stretch is what it was asked to be.
         more = await slices.judge(entries, keys[first:cut])
-        if found.longest + more.longest > MOST_AT_ONCE:
+        if not found.has_room_for(more):
             break
         found.take(more)
         if reached:
@@ -108,7 +130,9 @@ async def reconcile(
         if whole:
             return found.stretch(None if last else upto)
         if found.longest > MOST_AT_ONCE // 2:
-            break  # As much again would not go into the answer.
+            break  # As much again would not go into the answer, and would be judged for nothing.
+        if clock.now() >= ends_at:
+            break
         start, first = _behind(reached), cut
     return found.stretch(upto)
 

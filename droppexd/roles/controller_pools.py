@@ -108,7 +108,7 @@ class SeenPool:
     def matters(self) -> tuple[object, ...]:
         """Return what readers of the map must learn of when it changes."""
         free_step = self.free * _FREE_STEPS // self.capacity if self.capacity else 0
-        return self.record, self.state, free_step
+        return self.record, self.state, self.trouble, free_step
 
 
 class PoolTable:

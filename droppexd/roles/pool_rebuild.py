@@ -33,7 +33,7 @@ from droppexd.model import (
 )
 from droppexd.roles.master import MasterLink
 from droppexd.roles.ordered import Turns
-from droppexd.roles.pool_check import ShardState, check_shard
+from droppexd.roles.pool_check import LOST, ShardState, check_shard
 from droppexd.roles.pool_reconcile import Reconciler
 from droppexd.roles.pool_writer import SmallWriter
 from droppexd.roles.throttle import Throttle
@@ -236,7 +236,7 @@ class Rebuilder:
         else:
             await self._rebuild_large(extent, shard, sources, old)
         check = await run_blocking(check_shard, self._store, extent.id, shard)
-        if check.state == ShardState.DAMAGED:
+        if check.state in LOST:
             # To try again here would fail again, or be believed wrongly some time.
             self._store.distrust(f"reading back what was flushed failed ({check.reason})")
         if check.state != ShardState.SOUND:

@@ -7,13 +7,15 @@ verdict is carried out before the next question is asked.
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 import trio
 
-from droppexd.errors import DroppexError, StoreError
+from droppexd.errors import DroppexError, PeerError, StoreError
 from droppexd.held import pack_held
 from droppexd.model import MISSING, ExtentId, Holding
 from droppexd.roles.master import MasterLink
@@ -37,12 +39,13 @@ log = logging.getLogger("droppex.pool")
 
 _MASTER_S = 10.0
 _RETRY_S = 5.0
-"""Before a comparison that failed half way is begun again."""
+"""Before a comparison that failed half way goes on."""
 
 _MOST_DOUBTFUL = 4096
 """Shards of uploads that were given up; the look through everything finds those beyond."""
-_DOUBTFUL_TRIES = 30
-"""Heartbeats after which such a shard is left to the look through everything."""
+_DOUBT_SLOWS = 4
+"""Such a shard is asked about again after a fourth of the time that it was in doubt by then: it may wait for
+a floor that rises soon, or for a rebuild elsewhere that takes long."""
 _LAST_INDEX = 255
 """Sorts behind every index of an extent."""
 _MOST_SESSIONS = 4096
@@ -65,6 +68,36 @@ def _next_limit(limit: int, held: Sequence[Holding], upto: ExtentId | None) -> i
     if upto is None or not held or held[-1].extent <= upto:
         return min(2 * limit, MOST_HELD)
     return max(bisect_right(held, upto, key=_extent_of), PAGE_LIMIT)
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """How far a comparison of everything is, and what it has found."""
+
+    due: int
+    """How many announcements it is for."""
+    start: int
+    """Which start of a master it is with, as far as this pool has heard."""
+    after: ExtentId | None = None
+    strangers: dict[int, None] = field(default_factory=dict)
+    quarantined: int = 0
+    limit: int = field(default_factory=lambda: MOST_HELD)
+
+    def take(self, held: Sequence[Holding], reply: Reconciled) -> None:
+        """Go on behind an answer."""
+        self.limit = _next_limit(self.limit, held, reply.upto)
+        self.after = reply.upto
+        self.quarantined += len(reply.unknown)
+        for holding in reply.unknown:
+            if len(self.strangers) <= _MOST_SESSIONS:
+                self.strangers[holding.extent.session] = None
+
+
+class _Doubt(NamedTuple):
+    """Since when an extent is in doubt, and when to ask about it next."""
+
+    since: float
+    due: float
 
 
 class Reconciler:
@@ -91,8 +124,9 @@ class Reconciler:
         self._boot_id = store.identity.boot_id
         self._news = trio.Event()
         self._garbage = False
-        self._doubtful: dict[ExtentId, int] = {}
+        self._doubtful: dict[ExtentId, _Doubt] = {}
         self._comparisons_due = 0
+        self._comparison = _Comparison(0, 0)
         self.number = MISSING
         """This pool's number, once it was announced."""
         self.reconciled = False
@@ -143,7 +177,8 @@ class Reconciler:
     def doubt(self, extent: ExtentId) -> None:
         """Ask the master soon about what is held of an extent."""
         if len(self._doubtful) < _MOST_DOUBTFUL:
-            self._doubtful[extent] = _DOUBTFUL_TRIES
+            now = self._clock.now()
+            self._doubtful[extent] = _Doubt(now, now)
 
     def heard(self, *, review: bool, ruling: int) -> None:
         """Take note of an answer to a heartbeat.
@@ -151,7 +186,8 @@ class Reconciler:
         `review`: there is garbage. Another `ruling`: it was decided what becomes of some unknown shards, or
         this is another start of a master.
         """
-        if review or self._doubtful:
+        now = self._clock.now()
+        if review or any(doubt.due <= now for doubt in self._doubtful.values()):
             self._garbage = True
             self._news.set()
         if ruling >> _RULING_BITS != self._ruling >> _RULING_BITS:
@@ -178,7 +214,8 @@ class Reconciler:
             self._news = trio.Event()
             if self._comparisons_due:
                 await self._attempt(self._compare_everything)
-            if self._recount_due and clock.now() >= self._recount_at:
+            # Not while a comparison is due: what it counted before it failed would be believed in the end.
+            if self._recount_due and not self._comparisons_due and clock.now() >= self._recount_at:
                 began = clock.now()
                 await self._attempt(self._recount)
                 self._recount_at = clock.now() + _RECOUNT_PAUSE * (clock.now() - began)
@@ -197,34 +234,39 @@ class Reconciler:
         except DroppexError as error:
             log.warning("comparing what is held with the records is put off: %s", error)
 
+    @property
+    def _start(self) -> int:
+        return self._ruling >> _RULING_BITS
+
     # -- both ways -----------------------------------------------------------------------------
 
     async def _compare_everything(self) -> None:
+        """Compare all that is held after an announcement: where a question failed, from there on."""
+        if self._comparison.due != self._comparisons_due:
+            self._comparison = _Comparison(self._comparisons_due, self._start)
+        await self._go_through(self._comparison)
+        self._comparison = _Comparison(0, 0)
+
+    async def _go_through(self, comparison: _Comparison) -> None:
         """Go through all that is held, and all that should be, in the order of the extents."""
-        due = self._comparisons_due
-        start = self._ruling >> _RULING_BITS
-        after: ExtentId | None = None
-        strangers: dict[int, None] = {}
-        quarantined = 0
-        limit = MOST_HELD
         while True:
-            held = await self._page(after, limit)
-            reply = await self._compare(after, held, last=not held)
-            limit = _next_limit(limit, held, reply.upto)
-            quarantined += len(reply.unknown)
-            for holding in reply.unknown:
-                if len(strangers) <= _MOST_SESSIONS:
-                    strangers[holding.extent.session] = None
+            held = await self._page(comparison.after, comparison.limit)
+            try:
+                reply = await self._compare(comparison.after, held, last=not held)
+            except PeerError:
+                # It may be that this much cannot be answered in time.
+                comparison.limit = max(comparison.limit // 2, PAGE_LIMIT)
+                raise
+            comparison.take(held, reply)
             if reply.upto is None:
                 break
-            after = reply.upto
-        self._comparisons_due -= due
-        self.quarantined = quarantined
-        self.strangers = tuple(strangers)[:_MOST_SESSIONS]
-        self.all_strangers = len(strangers) <= _MOST_SESSIONS
+        self._comparisons_due -= comparison.due
+        self.quarantined = comparison.quarantined
+        self.strangers = tuple(comparison.strangers)[:_MOST_SESSIONS]
+        self.all_strangers = len(comparison.strangers) <= _MOST_SESSIONS
         self.reconciled = not self._comparisons_due
-        self.compared = start
-        log.info("compared with the records quarantined=%d", quarantined)
+        self.compared = comparison.start
+        log.info("compared with the records quarantined=%d", comparison.quarantined)
 
     async def _recount(self) -> None:
         """Compare again what is held of unknown sessions: some was adopted, or called dead, since."""
@@ -232,7 +274,7 @@ class Reconciler:
         if self.all_strangers:
             await self._compare_strangers()
         else:
-            await self._compare_everything()
+            await self._go_through(_Comparison(0, self._start))
         if ruling == self._ruling:
             self._recount_due = False
 
@@ -272,19 +314,24 @@ class Reconciler:
         return await self._master.call(request, [pack_held(held)], timeout_s=_MASTER_S)
 
     async def page_of(self, session: int, after: ExtentId | None, limit: int) -> tuple[Holding, ...]:
-        """Return a page of what is held of a session behind an extent; `limit` exceeds an extent's shards."""
+        """Return a page of what is held of a session behind an extent."""
         held = await self._page(after, limit)
         return tuple(holding for holding in held if holding.extent.session == session)
 
     async def _page(self, after: ExtentId | None, limit: int) -> Sequence[Holding]:
-        """Return a page of what is held behind an extent, with all shards of each extent."""
+        """Return a page of what is held behind an extent, with all shards of each extent.
+
+        A pool has few shards of one extent, but may have all: a page that one extent fills is read larger.
+        """
         key = None if after is None else (after, _LAST_INDEX)
-        held = await self._run_blocking(self._store.page, key, limit)
-        if len(held) == limit:
-            cut = held[-1].extent
-            while held[-1].extent == cut:
-                held.pop()
-        return held
+        while True:
+            held = await self._run_blocking(self._store.page, key, limit)
+            if len(held) < limit:
+                return held
+            whole = bisect_left(held, held[-1].extent, key=_extent_of)
+            if whole:
+                return held[:whole]
+            limit *= 2
 
     async def _report_absent(self, absent: Sequence[ExpectedShard], told: set[ExpectedShard]) -> bool:
         """Look again for what the records name and the page had not, and tell of what is not there.
@@ -336,16 +383,19 @@ class Reconciler:
             after = page.extents[-1]
 
     async def _review_doubtful(self) -> None:
-        """Ask about shards of uploads that were given up, until the master's floor has passed them."""
-        extents = list(self._doubtful)[:PAGE_LIMIT]
+        """Ask about shards that may be dead soon, until they are or the look through everything sees them."""
+        now = self._clock.now()
+        extents = [extent for extent, doubt in self._doubtful.items() if doubt.due <= now][:PAGE_LIMIT]
         if not extents:
             return
         await self._review(await self._run_blocking(self._store.find, extents))
         left = {holding.extent for holding in await self._run_blocking(self._store.find, extents)}
         for extent in extents:
-            tries = self._doubtful.pop(extent) - 1
-            if extent in left and tries:
-                self._doubtful[extent] = tries  # Behind the others, so that each gets its turn.
+            since, _ = self._doubtful.pop(extent)
+            age = now - since
+            if extent in left and age < self._review_s:
+                # Behind the others, so that each gets its turn.
+                self._doubtful[extent] = _Doubt(since, now + age / _DOUBT_SLOWS)
 
     async def _review_everything(self) -> None:
         """Ask the master about all that is held, page by page: uploads that failed leave shards behind."""

@@ -169,15 +169,17 @@ class Scrubber:
     async def start_scrub(self, _call: Call, _request: StartScrub, _body: Sequence[Frame]) -> Answer:
         """Begin a pass at full speed, or join the one that runs so."""
         await self._known.wait()
+        held = await self._count()
         current = self._record.current
         if current is None or not current.requested:
             self._begin(requested=True)
-        return await self._state()
+        # At once: a pass over a few shards has ended when the event loop comes round again.
+        return ScrubState(progress=self._progress(held))
 
     async def get_scrub(self, _call: Call, _request: GetScrub, _body: Sequence[Frame]) -> Answer:
         """Tell how far the scrub is."""
         await self._known.wait()
-        return await self._state()
+        return ScrubState(progress=self._progress(await self._count()))
 
     async def get_findings(self, _call: Call, request: GetScrubFindings, _body: Sequence[Frame]) -> Answer:
         """Tell what a pass found, while it is the current or the last."""
@@ -188,11 +190,10 @@ class Scrubber:
         )
         return ScrubFindings(findings=tuple(map(_wire_finding, findings)))
 
-    async def _state(self) -> ScrubState:
-        return ScrubState(progress=await self._progress())
+    async def _count(self) -> int:
+        return (await self._run_blocking(self._store.usage)).shards
 
-    async def _progress(self) -> ScrubProgress:
-        held = (await self._run_blocking(self._store.usage)).shards
+    def _progress(self, held: int) -> ScrubProgress:
         current, last = self._record.current, self._record.last
         return ScrubProgress(
             current=None if current is None else _summary(current),

@@ -33,6 +33,7 @@ BOOT_FILE = "boot.json"
 LOCK_FILE = "lock"
 
 _NEW = ".new"
+_PID_BYTES = 32
 _HARMLESS = frozenset({LOCK_FILE, POOL_FILE + _NEW, "lost+found"})
 """What a folder may hold and still become a new pool: traces of an interrupted start, a file system's own."""
 
@@ -69,8 +70,11 @@ def lock_folder(folder: Path) -> int:
     except OSError as error:
         raise StoreError(f"cannot use the data folder {folder}: {error}") from error
     take_lock(fd, folder)
-    with suppress(OSError):  # A courtesy to whoever is refused. What else is written here tells of the disk.
+    # A courtesy to whoever is refused; what else is written here tells of the disk. Each of the two takes
+    # away the number of the start before, also where the other fails: that may be another process's by now.
+    with suppress(OSError):
         os.ftruncate(fd, 0)
+    with suppress(OSError):
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
@@ -80,12 +84,31 @@ def take_lock(fd: int, folder: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        holder = _holder(fd)
         os.close(fd)
+        named = f" (process {holder})" if holder else ""
         raise IdentityError(
-            f"{folder} is in use by another droppexd (process {owner}): stop that one, "
+            f"{folder} is in use by another droppexd{named}: stop that one, "
             "or give this pool a data folder of its own"
         ) from error
+
+
+def _holder(fd: int) -> int | None:
+    """Return the process that says in a lock file that it holds it; None when there is no such process.
+
+    A holder that could not write leaves the number of an earlier one, or nothing.
+    """
+    try:
+        line, newline, _ = os.pread(fd, _PID_BYTES, 0).partition(b"\n")
+        holder = int(line) if newline and line.isdigit() else 0
+        if not holder:
+            return None
+        os.kill(holder, 0)
+    except PermissionError:
+        return holder  # It is there, and another user's.
+    except (OSError, OverflowError):
+        return None
+    return holder
 
 
 def read_identity(folder: Path) -> PoolIdentity | None:

@@ -12,6 +12,9 @@ from droppexd.store.health import primary_code
 
 IDLE_READERS = 8
 
+_UNREADABLE = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS)
+"""The disk does not give back what it took. Want of memory, descriptors or locks is another matter."""
+
 _LOOKUP = """
 SELECT shard.generation, shard.large, small.header, small.piece
 FROM shard LEFT JOIN small ON small.generation = shard.generation WHERE shard.key = ?
@@ -152,4 +155,6 @@ class IndexReader:
     def _unreadable(error: sqlite3.Error) -> DroppexError:
         if primary_code(error) == sqlite3.SQLITE_CORRUPT:
             return IntegrityError(f"the database is damaged here: {error}")
+        if getattr(error, "sqlite_errorcode", None) in _UNREADABLE:
+            return IntegrityError(f"the database cannot be read from the disk here: {error}")
         return StoreError(f"cannot read the database: {error}")

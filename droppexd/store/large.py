@@ -7,6 +7,7 @@ fan-out that keeps order would put all of one upload into one folder.
 A file is opened and its header parsed once while it stays among the last OPEN_FILES read.
 """
 
+import errno
 import os
 import string
 import threading
@@ -246,4 +247,6 @@ class LargeShards:
         except FileNotFoundError:
             raise NoSuchShard(f"no shard {key[-1]} of extent {ExtentId.from_bytes(key[:-1])}") from None
         except OSError as error:
+            if error.errno == errno.EIO:
+                raise IntegrityError(f"{path} cannot be read from the disk: {error.strerror}") from error
             raise StoreError(f"cannot open {path}: {error}") from error

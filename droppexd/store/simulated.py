@@ -98,6 +98,8 @@ class SimulatedDisk:
         """Shards whose pieces cannot be read; headers and lists can."""
         self.worn: set[_Key] = set()
         """Shards that cannot be read back, however often they are written."""
+        self.forgotten: set[_Key] = set()
+        """Shards that are gone as soon as they are flushed, however often they are written."""
         self.shards: dict[_Key, _Stored] = {}
         self.order: list[_Key] = []
         self.taken_bytes = 0
@@ -167,6 +169,8 @@ class SimulatedDisk:
 
     def add(self, key: _Key, stored: _Stored) -> None:
         """Keep a flushed shard."""
+        if key in self.forgotten:
+            return
         self.shards[key] = stored
         insort(self.order, key)
         self.taken_bytes += stored.taken_bytes

@@ -45,10 +45,10 @@ def clean_environment(home):
 
 
 def wait_for(condition, what, patience_s=PATIENCE_S):
-    """Return what `condition` returns once that is true."""
+    """Return what `condition` returns once that is true; `what` is not so, or a function that tells."""
     deadline = time.monotonic() + patience_s
     while not (result := condition()):
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.05)
     return result
 

@@ -34,8 +34,15 @@ held = st.sets(st.tuples(ids, st.integers(0, 3)), max_size=40)
 
 
 class FixedClock:
+    """A clock that goes on by a step whenever it is asked."""
+
+    def __init__(self, step_s=0.0):
+        self._step_s = step_s
+        self._now = 0.0
+
     def now(self):
-        return 0.0
+        self._now += self._step_s
+        return self._now
 
     def wall_ms(self):
         return 1
@@ -119,10 +126,45 @@ HALF_AND_MORE = {
 """Of the first slice three are absent, of the second six: more than one answer takes."""
 
 
-@settings(max_examples=200)
-@example(HALF_AND_MORE, {}, set(), 20, None)
-@given(records, garbage, held, st.integers(1, 20), restored)
-def test_all_stretches_together_tell_what_one_look_at_everything_would(named, dead, shards, length, proven):
+def test_an_answer_has_room_for_as_many_of_each_kind():
+    named = {ExtentId(1, n): [POOL if n % 2 and n < 6 else OTHER, 9, 9] for n in range(12)}
+    holdings = [Holding(ExtentId(1, n), 0, 1) for n in range(6, 12)]
+
+    async def compare():
+        judge = Judge(RIPE, SPENT.__getitem__)
+        packed = unpack_held(pack_held(holdings), None)
+        return await reconcile(
+            await engine_with(named, {}), judge, FixedClock(), POOL, None, packed, last=True
+        )
+
+    stretch = trio.run(compare)
+    assert [extent.counter for extent, _, _ in stretch.absent] == [1, 3, 5]
+    assert stretch.drop == holdings
+    assert stretch.upto == ExtentId(1, 11)
+
+
+def test_a_stretch_ends_behind_the_slice_that_takes_too_long():
+    named = {ExtentId(1, n): [OTHER, 9, 9] for n in range(40)}
+
+    async def reached(step_s):
+        judge = Judge(RIPE, SPENT.__getitem__)
+        engine = await engine_with(named, {})
+        stretch = await reconcile(engine, judge, FixedClock(step_s), POOL, None, {}, last=True)
+        return stretch.upto.counter
+
+    assert trio.run(reached, 0.0) == 17
+    assert trio.run(reached, reconciling.MOST_S * 0.6) == 11
+    assert trio.run(reached, reconciling.MOST_S * 2) == 5
+
+
+@settings(max_examples=200, deadline=None)
+@example(HALF_AND_MORE, {}, set(), 20, False, 0.0, None)
+@example(HALF_AND_MORE, {}, set(), 20, True, 0.0, None)
+@example(HALF_AND_MORE, {}, set(), 20, True, 1.0, None)
+@given(records, garbage, held, st.integers(1, 20), st.booleans(), st.sampled_from([0.0, 0.16, 1.0]), restored)
+def test_all_stretches_together_tell_what_one_look_at_everything_would(
+    named, dead, shards, length, eager, step_s, proven
+):
     holdings = [Holding(extent, shard, 1 + number) for number, (extent, shard) in enumerate(sorted(shards))]
 
     async def compare():
@@ -134,14 +176,15 @@ def test_all_stretches_together_tell_what_one_look_at_everything_would(named, de
             behind = [holding for holding in holdings if after is None or holding.extent > after]
             page = next(pages(behind, length), [])
             packed = unpack_held(pack_held(page), after)
-            stretch = await reconcile(engine, judge, POOL, after, packed, last=not page)
+            last = not page or (eager and len(page) == len(behind))
+            stretch = await reconcile(engine, judge, FixedClock(step_s), POOL, after, packed, last=last)
             for kind in found:
                 assert len(getattr(stretch, kind)) <= reconciling.MOST_AT_ONCE
                 found[kind] += getattr(stretch, kind)
             if stretch.upto is None:
                 return found
             assert after is None or stretch.upto > after
-            assert stretch.upto <= page[-1].extent if page else True
+            assert last or stretch.upto <= page[-1].extent
             after = stretch.upto
 
     found = trio.run(compare)

@@ -247,15 +247,21 @@ def test_the_shards_of_a_failed_disk_move_away_while_it_can_be_read(simulate):
     simulate(story, seed=9)
 
 
+@pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.parametrize("name", ["docs/large-0", "docs/small-0"])
-def test_a_disk_that_keeps_nothing_gets_no_more_and_its_shards_move_away(simulate, name):
+def test_a_disk_that_keeps_nothing_gets_no_more_and_its_shards_move_away(simulate, name, gone):
     async def story(cluster) -> None:
         await cluster.start(pools=7)
         async with cluster.client() as client:
             contents = await put_some(client)
             extent = (await client.describe(name)).extents[0]
             worn = extent.shards[0].name
-            cluster.disks[worn].worn.add((extent.id, 0))
+            disk = cluster.disks[worn]
+            if gone:
+                disk.remove((extent.id, 0))
+                disk.forgotten.add((extent.id, 0))
+            else:
+                disk.worn.add((extent.id, 0))
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(read_right, client, name, contents[name])

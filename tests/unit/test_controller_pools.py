@@ -206,6 +206,12 @@ def test_the_map_changes_its_version_only_when_something_matters():
     assert pools.version == stepped
     pools.heartbeat(beat(free=3000), 3.0)
     assert pools.version > stepped
+    pools.heartbeat(beat(free=0), 4.0)
+    full = pools.version
+    pools.heartbeat(beat(free=0, read_only=True, trouble="a flush failed"), 5.0)
+    assert pools.version > full
+    assert pools.map().pools[0].trouble == pools.infos()[0].trouble
+    pools.heartbeat(beat(free=3000), 6.0)
     assert pools.map() is not same
     assert pools.map() is pools.map()
     assert table([record], term=2).version > pools.version

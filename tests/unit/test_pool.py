@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 import trio
@@ -15,6 +15,7 @@ from droppexd.roles import pool_reconcile
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.messages import (
+    AbortShard,
     Announce,
     ConfirmDropped,
     Done,
@@ -50,8 +51,12 @@ class Master:
         self.dead = []
         self.confirmed = []
         self.reviewed = []
+        self.moved = []
+        """What is dead and no garbage: another pool has it on record."""
         self.compared = []
         self.refuse_comparisons = []
+        self.fail_comparison_after = None
+        self.most_in_time = 1000
         self.verdicts = []
         self.lost = []
         self.stored = []
@@ -75,6 +80,10 @@ class Master:
     async def reconcile(self, _call, request, body):
         held = [holding_of(*one) for one in unpack_held(b"".join(body), request.after).items()]
         self.compared.append((held, request))
+        if len(self.compared) - 1 == self.fail_comparison_after:
+            raise CatalogError("not now")
+        if len(held) > self.most_in_time:
+            await trio.sleep_forever()
         if self.refuse_comparisons:
             raise self.refuse_comparisons.pop(0)
         answer = self.verdicts.pop(0) if self.verdicts else {}
@@ -117,7 +126,8 @@ class Master:
     async def review(self, _call, request, _body):
         await trio.sleep(self.review_s)
         self.reviewed += request.holdings
-        drop = tuple(holding for holding in request.holdings if holding.extent in self.dead)
+        dead = (*self.dead, *self.moved)
+        drop = tuple(holding for holding in request.holdings if holding.extent in dead)
         stranger = Holding(ExtentId(9, 9), 0, 1)
         return Verdicts(drop=(*drop, stranger), term=self.term)
 
@@ -151,16 +161,16 @@ class Scene:
         )
         return self
 
-    def hold(self, counter):
-        extent, layout, piece = ExtentId(1, counter), Layout(1, 1), b"content"
+    def hold(self, counter, index=0):
+        extent, layout, piece = ExtentId(1, counter), Layout(1, 7 if index else 1), b"content"
         header = ShardHeader(
             incarnation=bytes(16),
             extent=extent,
-            index=0,
+            index=index,
             layout=layout,
             size=len(piece),
             chunk_size=1000,
-            checksums=(piece_checksum(extent, layout, 0, 0, piece),),
+            checksums=(piece_checksum(extent, layout, index, 0, piece),),
             version=VersionId(1, 1),
         )
         assert self.store.put_small([(header, piece)])
@@ -286,6 +296,25 @@ def test_a_long_look_through_the_garbage_does_not_silence_the_pool(scene):
     scene(body)
 
 
+def test_a_shard_in_doubt_is_asked_about_less_and_less_until_it_is_dead(scene):
+    async def body(one):
+        extent = one.hold(1)
+        connections = await one.stage.connections("app")
+        await connections.call(one.address, AbortShard(extent=extent, index=0), timeout_s=5)
+        await trio.sleep(10)
+        assert 3 <= len(one.master.reviewed) <= 10
+        await trio.sleep(190)
+        assert len(one.master.reviewed) < 30
+        one.master.moved = [extent]
+        await trio.sleep(60)
+        assert not one.store.page(None, 100)
+        asked = len(one.master.reviewed)
+        await trio.sleep(100)
+        assert len(one.master.reviewed) == asked
+
+    scene(body)
+
+
 def test_everything_held_is_reviewed_now_and_then(scene):
     async def body(one):
         held = [one.hold(counter) for counter in range(1, 4)]
@@ -370,6 +399,97 @@ def test_a_page_is_as_long_as_an_answer_goes_and_grows_again(scene, monkeypatch)
             40,
         ]
         assert one.master.reconciled[-1][0]
+
+    scene(body, prepare)
+
+
+def counters(compared):
+    return [[holding.extent.counter for holding in held] for held, _ in compared]
+
+
+def test_a_comparison_that_failed_half_way_goes_on_there_and_counts_nothing_twice(scene, monkeypatch):
+    monkeypatch.setattr(pool_reconcile, "MOST_HELD", 5)
+    monkeypatch.setattr(pool_reconcile, "PAGE_LIMIT", 2)
+
+    def prepare(one):
+        for counter in range(1, 10):
+            one.hold(counter)
+        found = one.store.page(None, 10)
+        one.master.verdicts = [{"unknown": tuple(found[:2])}, {"unknown": tuple(found[4:5])}]
+
+    async def body(one):
+        one.master.fail_comparison_after = 1
+        await trio.sleep(1)
+        assert counters(one.master.compared) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        await trio.sleep(30)
+        assert counters(one.master.compared)[2:] == [[5, 6, 7, 8], [9], []]
+        assert one.master.reconciled[-1] == (True, 3)
+
+    scene(body, prepare)
+
+
+def test_an_announcement_begins_a_comparison_that_failed_from_nothing(scene, monkeypatch):
+    monkeypatch.setattr(pool_reconcile, "MOST_HELD", 5)
+    monkeypatch.setattr(pool_reconcile, "PAGE_LIMIT", 2)
+
+    def prepare(one):
+        for counter in range(1, 10):
+            one.hold(counter)
+        one.master.verdicts = [{"unknown": tuple(one.store.page(None, 2))}]
+        one.master.fail_comparison_after = 1
+
+    async def body(one):
+        one.master.refuse_heartbeats = [NotFound("who?")]
+        await trio.sleep(30)
+        assert counters(one.master.compared) == [
+            [1, 2, 3, 4],
+            [5, 6, 7, 8],
+            [1, 2, 3, 4],
+            [5, 6, 7, 8],
+            [9],
+            [],
+        ]
+        assert one.master.reconciled[-1] == (True, 0)
+
+    scene(body, prepare)
+
+
+def test_of_what_was_not_answered_in_time_half_is_asked_and_never_less_than_an_answer_takes(
+    scene, monkeypatch
+):
+    monkeypatch.setattr(pool_reconcile, "MOST_HELD", 13)
+    monkeypatch.setattr(pool_reconcile, "PAGE_LIMIT", 4)
+
+    def prepare(one):
+        for counter in range(1, 17):
+            one.hold(counter)
+        one.master.most_in_time = 4
+
+    async def body(one):
+        await trio.sleep(300)
+        asked = [held for held, _ in groupby(counters(one.master.compared))]
+        assert asked[:3] == [list(range(1, 13)), list(range(1, 6)), list(range(1, 4))]
+        assert one.master.reconciled[-1] == (True, 0)
+
+    scene(body, prepare)
+
+
+def test_a_page_that_one_extent_fills_is_read_larger(scene, monkeypatch):
+    monkeypatch.setattr(pool_reconcile, "MOST_HELD", 2)
+    monkeypatch.setattr(pool_reconcile, "PAGE_LIMIT", 2)
+
+    def prepare(one):
+        for counter in (1, 2):
+            for index in range(7):
+                one.hold(counter, index)
+
+    async def body(one):
+        await trio.sleep(30)
+        asked = [
+            [(holding.extent.counter, holding.shard) for holding in held] for held, _ in one.master.compared
+        ]
+        assert asked == [[(1, index) for index in range(7)], [(2, index) for index in range(7)], []]
+        assert one.master.reconciled[-1] == (True, 0)
 
     scene(body, prepare)
 

@@ -158,6 +158,26 @@ def scene(play):
     return run
 
 
+def test_who_starts_a_pass_is_told_of_it_however_soon_it_ends(scene):
+    async def body(one):
+        one.hold(3)
+        one.start()
+        await trio.sleep(1)
+        run_blocking = one.scrubber._run_blocking
+
+        async def slow_to_count(function, *args):
+            if function == one.store.usage:
+                await trio.sleep(60)
+            return await run_blocking(function, *args)
+
+        one.scrubber._run_blocking = slow_to_count
+        progress = await one.ask(StartScrub())
+        assert progress.current is not None
+        await one.wait_for_end(progress.current.number)
+
+    scene(body)
+
+
 # -- pace ----------------------------------------------------------------------------------------------
 
 

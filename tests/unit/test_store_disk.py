@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -15,7 +16,8 @@ from droppexd.errors import DroppexError, IdentityError, IntegrityError, NoSuchS
 from droppexd.model import ExtentId, Holding, Layout, ShardHeader, VersionId
 from droppexd.store.disk import DiskStore, open_disk_store
 from droppexd.store.files import Files, Space
-from droppexd.store.identity import BOOT_FILE, POOL_FILE
+from droppexd.store.identity import BOOT_FILE, POOL_FILE, lock_folder
+from droppexd.store.index_reader import IndexReader
 from droppexd.store.large import OPEN_FILES
 
 SIZE = 5000
@@ -206,6 +208,38 @@ def test_a_folder_in_use_is_refused_and_the_error_says_by_whom(opener, store, fo
         opener()
     store.close()
     opener()
+
+
+def ended_process():
+    """Return the number of a process that has ended: whoever gets it next is none of ours."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+@pytest.mark.parametrize("broken", ["ftruncate", "pwrite"])
+def test_whoever_could_not_write_its_number_into_the_lock_leaves_no_other(
+    opener, store, folder, monkeypatch, broken
+):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    store.close()
+    (folder / "lock").write_text("1\n")  # A process that lives, and not the one that holds the folder next.
+    with monkeypatch.context() as failing:
+        failing.setattr(f"droppexd.store.identity.os.{broken}", refuse)
+        lock = lock_folder(folder)
+    expected = rf" \(process {os.getpid()}\)" if broken == "ftruncate" else ""
+    with pytest.raises(IdentityError, match=rf"in use by another droppexd{expected}: stop that one"):
+        lock_folder(folder)
+    os.close(lock)
+
+
+@pytest.mark.parametrize("left", ["ended", "", "-1\n", "0\n", "9" * 40, "9" * 30 + "\n", "12", "rubbish\n"])
+def test_a_lock_that_names_no_process_that_lives_is_told_without_a_number(opener, store, folder, left):
+    (folder / "lock").write_text(f"{ended_process()}\n" if left == "ended" else left)
+    with pytest.raises(IdentityError, match=r"in use by another droppexd: stop that one"):
+        opener()
 
 
 def test_a_disk_that_takes_no_writes_is_told_with_its_folder(opener, store, folder, files, monkeypatch):
@@ -687,3 +721,59 @@ def test_the_log_of_the_database_does_not_grow_with_what_was_put(store, folder):
     for start in range(0, 400, 40):
         store.put_small([(header_of(number, 65536), bytes(65536)) for number in range(start, start + 40)])
     assert (folder / "index.db-wal").stat().st_size < 14 * MEBIBYTE
+
+
+class Unreadable:
+    """A connection to a database on bad sectors."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def execute(self, query, *_):
+        if query.startswith("PRAGMA"):
+            return
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = self._code
+        raise error
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (sqlite3.SQLITE_IOERR_READ, IntegrityError),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, IntegrityError),
+        (sqlite3.SQLITE_IOERR_NOMEM, StoreError),
+        (sqlite3.SQLITE_CANTOPEN, StoreError),
+    ],
+)
+def test_a_small_shard_on_bad_sectors_is_damaged_and_one_that_lacks_memory_is_not(
+    store, monkeypatch, code, expected
+):
+    put_small(store, 1)
+    monkeypatch.setattr(IndexReader, "_connect", staticmethod(lambda uri: Unreadable(code)))
+    while store._index._readers:
+        store._index._readers.pop().close()
+    with pytest.raises(expected):
+        store.examine(ExtentId(1, 1), 0)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(errno.EIO, IntegrityError), (errno.EMFILE, StoreError)])
+def test_a_large_shard_that_cannot_be_opened_is_damaged_only_if_the_disk_says_so(
+    opener, store, folder, monkeypatch, code, expected
+):
+    put_large(store, 1)
+    store.close()
+    again = opener()
+    real = os.open
+
+    def failing(path, *args, **options):
+        if "/large/" in str(path):
+            raise OSError(code, "planted")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(expected):
+        again.examine(ExtentId(1, 1), 0)
