@@ -35,6 +35,7 @@ from droppexd.catalog.keys import (
     NEXT_POOL,
     PLACEMENTS,
     POOLS,
+    RESTORED,
     SESSIONS,
     TERM,
     TOTALS,
@@ -68,7 +69,15 @@ from droppexd.catalog.records import (
     unpack_totals,
     unpack_version,
 )
-from droppexd.catalog.repairs import Barrier, LosePool, LoseShards, Place, PlaceShards, ReleaseGarbage
+from droppexd.catalog.repairs import (
+    Barrier,
+    EndRestore,
+    LosePool,
+    LoseShards,
+    Place,
+    PlaceShards,
+    ReleaseGarbage,
+)
 from droppexd.catalog.state import Session, State
 from droppexd.errors import CatalogError, DroppexError, NotFound, NotMaster, SessionClosed, StaleRead
 from droppexd.held import Held
@@ -144,7 +153,8 @@ class Catalogue:
         self._runtime = runtime
         self._clock = runtime.clock
         self._state = state
-        self._start = int.from_bytes(runtime.entropy.token(_START_BYTES))
+        self._start = 0
+        self._compare_anew()
         self._fence = Compare(TERM, identity.term_revision)
         self._grace = Grace(identity.term, grace_s, runtime.clock.now())
         self._waiting: deque[_Waiting] = deque()
@@ -177,7 +187,22 @@ class Catalogue:
 
         Shifted by 32 bits to the right it is another for each opening of the catalogue.
         """
-        return (self._start << _RULING_BITS) + self._state.rulings
+        return (self.start << _RULING_BITS) + self._state.rulings
+
+    @property
+    def start(self) -> int:
+        """A number, never 0: another one has pools compare all that they hold, as each opening does."""
+        return self._start
+
+    @property
+    def restored_ms(self) -> int | None:
+        """When the backup was written that this was restored from; None once all pools were compared."""
+        return self._state.restored_ms
+
+    def _compare_anew(self) -> None:
+        drawn = int.from_bytes(self._runtime.entropy.token(_START_BYTES))
+        following = self._start % (2 ** (8 * _START_BYTES) - 1) + 1
+        self._start = drawn if drawn not in (0, self._start) else following
 
     def set_out(self, pools: Collection[int]) -> None:
         """Count these pools as lost for good: new versions record their shards as missing."""
@@ -373,6 +398,15 @@ class Catalogue:
         while await self._change(ReleaseGarbage(pool)):
             pass
 
+    async def end_restore(self) -> None:
+        """Trust the records of a restored catalogue again, and have all pools compare once more.
+
+        For the caller to decide: every member has compared what it holds with the records since this was
+        opened, and no record names a pool that is removed.
+        """
+        await self._change(EndRestore())
+        self._compare_anew()
+
     async def settle(self) -> None:
         """Return when all changes that came before are committed or refused."""
         await self._change(Barrier())
@@ -451,11 +485,13 @@ class Catalogue:
         Dead are: shards of garbage past its grace; shards that a live extent's record places on another pool;
         and shards of extents without a record, once no commit can name them: their session is closed, or they
         lie below its floor. Shards of a session that this catalogue does not know are never dead: they belong
-        to another history of it.
+        to another history of it. While a restored catalogue is compared with the pools, no shard is that an
+        extent's record names at all.
         """
         self.check()
         # What allows a drop is read before what forbids it: a commit that was judged before the floor
         # rose is then seen as a record.
+        placed = self._state.restored_ms is None
         ripe = self._grace.ripe(self._clock.now())
         over = [self._is_over(holding.extent) for holding in holdings]
         keys = [extent_key(holding.extent) for holding in holdings]
@@ -465,7 +501,7 @@ class Catalogue:
         return [
             holding
             for holding, record, dead, is_over in zip(holdings, records, garbage, over, strict=True)
-            if _is_dead(pool, holding, record, dead, ripe, is_over=is_over)
+            if _is_dead(pool, holding, record, dead, ripe, is_over=is_over, placed=placed)
         ]
 
     async def adopt(
@@ -485,10 +521,16 @@ class Catalogue:
         """
         return await self._change(DropOrphans(orphans))
 
-    async def reconcile(self, pool: int, after: ExtentId | None, held: Held, *, last: bool) -> Stretch:
-        """Compare a stretch of what a pool holds with the records; see `reconciling.reconcile`."""
+    async def reconcile(
+        self, pool: int, after: ExtentId | None, held: Held, *, last: bool, compared: Collection[int] = ()
+    ) -> Stretch:
+        """Compare a stretch of what a pool holds with the records; see `reconciling.reconcile`.
+
+        `compared` are the pools of which that is done since this catalogue was opened.
+        """
         self.check()
-        judge = Judge(self._grace.ripe(self._clock.now()), self._spent)
+        proven = None if self._state.restored_ms is None else frozenset(compared)
+        judge = Judge(self._grace.ripe(self._clock.now()), self._spent, proven)
         return await reconcile(self._engine, judge, self._clock, pool, after, held, last=last)
 
     def _is_over(self, extent: ExtentId) -> bool:
@@ -595,9 +637,18 @@ def _degraded_after(survives: int, extent: ExtentId) -> bytes:
 
 
 def _is_dead(
-    pool: int, holding: Holding, record: Entry | None, dead: Entry | None, ripe: int, *, is_over: bool
+    pool: int,
+    holding: Holding,
+    record: Entry | None,
+    dead: Entry | None,
+    ripe: int,
+    *,
+    is_over: bool,
+    placed: bool,
 ) -> bool:
     if record is not None:
+        if not placed:
+            return False
         pools = unpack_extent(holding.extent, record.value).extent.pools
         return holding.shard < len(pools) and pools[holding.shard] not in (pool, MISSING)
     if dead is not None:
@@ -633,7 +684,8 @@ async def _begin_term(engine: Engine, runtime: Runtime) -> Identity:
             return Identity(cluster_id, incarnation, number, revision)
 
 
-async def _read_all(engine: Engine, prefix: bytes) -> list[Entry]:
+async def read_all(engine: Engine, prefix: bytes) -> list[Entry]:
+    """Return all entries with a prefix: for what there are not too many of."""
     entries: list[Entry] = []
     start, end = prefix, end_of(prefix)
     while True:
@@ -645,21 +697,22 @@ async def _read_all(engine: Engine, prefix: bytes) -> list[Entry]:
 
 
 async def _read_state(engine: Engine) -> State:
-    next_pool, totals = await engine.get((NEXT_POOL, TOTALS))
+    next_pool, totals, restored = await engine.get((NEXT_POOL, TOTALS, RESTORED))
     if next_pool is None:
         raise CatalogError("the catalogue is damaged: the next number is missing; restore a copy of it")
-    pools = [unpack_pool(entry.value) for entry in await _read_all(engine, POOLS)]
+    pools = [unpack_pool(entry.value) for entry in await read_all(engine, POOLS)]
     return State(
         next_pool=unpack_fields(next_pool.value, "next pool")[0],
         totals=unpack_totals(totals.value) if totals else Totals(),
+        restored_ms=unpack_fields(restored.value, "restored")[0] if restored else None,
         pools={pool.number: pool for pool in pools},
         sessions={
             parse_session(entry.key): Session.of(unpack_session(entry.value))
-            for entry in await _read_all(engine, SESSIONS)
+            for entry in await read_all(engine, SESSIONS)
         },
         placements={
             parse_placement(entry.key): Counts(*unpack_fields(entry.value, "placement"))
-            for entry in await _read_all(engine, PLACEMENTS)
+            for entry in await read_all(engine, PLACEMENTS)
         },
     )
 

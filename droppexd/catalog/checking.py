@@ -29,6 +29,7 @@ from droppexd.catalog.keys import (
     OUTCOMES,
     PLACEMENTS,
     POOLS,
+    RESTORED,
     SESSIONS,
     TERM,
     TOTALS,
@@ -73,7 +74,7 @@ Ts = TypeVarTuple("Ts")
 MOST_PROBLEMS = 1000
 _REPORT_EVERY = 1000
 
-_SINGLE = frozenset((CLUSTER, TERM, NEXT_POOL, TOTALS))
+_SINGLE = frozenset((CLUSTER, TERM, NEXT_POOL, TOTALS, RESTORED))
 _PREFIXES = (
     NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, SESSIONS, OUTCOMES, PLACEMENTS
 )  # fmt: skip
@@ -234,6 +235,9 @@ class _Check:
             self._term = facts.term
             if len(facts.cluster_id) != 16 or len(facts.incarnation) != 16:
                 self._report.add("the ids of cluster and incarnation are not 16 bytes each")
+        restored = self._value(RESTORED)
+        if restored is not None:
+            self._decoded("mark of a restore", RESTORED, _only_number, restored, "restored")
 
     def _check_log(self) -> None:
         newest, oldest, count = self._sql.execute(
@@ -255,7 +259,9 @@ class _Check:
     # -- pools and sessions --------------------------------------------------------------------
 
     def _check_pools(self) -> None:
-        next_pool = self._decoded("next number", NEXT_POOL, _next_pool, self._value(NEXT_POOL) or b"")
+        next_pool = self._decoded(
+            "next number", NEXT_POOL, _only_number, self._value(NEXT_POOL) or b"", "next pool"
+        )
         ids: dict[bytes, int] = {}
         for key, value in self._all(POOLS):
             pool = self._decoded("pool", key, unpack_pool, value)
@@ -484,8 +490,8 @@ def _valid(kind: type[T], record: T) -> T:
     return schema.unpack(kind, schema.pack(record))
 
 
-def _next_pool(value: bytes) -> int:
-    (number,) = unpack_fields(value, "next pool")
+def _only_number(value: bytes, what: str) -> int:
+    (number,) = unpack_fields(value, what)
     return int(number)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from droppexd.catalog.keys import CLUSTER, TERM, TOTALS
 from droppexd.catalog.records import unpack_fields, unpack_totals
+from droppexd.catalog.replacement import pending
 from droppexd.catalog.sqlite import APPLICATION_ID, SCHEMA_VERSION, take_lock
 from droppexd.databases import uri_of_stopped
 from droppexd.errors import CatalogError, IdentityError
@@ -102,14 +103,26 @@ def open_stopped_catalogue(path: Path) -> Iterator[sqlite3.Connection]:
 
     Raise IdentityError when it is in use, CatalogError when there is none.
     """
-    if not path.is_file():
-        raise CatalogError(f"there is no catalogue {path}")
+    require_whole(path)
     try:
         lock = take_lock(path, make=False)
     except FileNotFoundError:
         lock = -1  # A copy has none. Who serves a catalogue has made it.
     except OSError as error:
         raise CatalogError(f"the catalogue {path} cannot be opened: {error.strerror}") from error
+    try:
+        with open_locked_catalogue(path) as connection:
+            yield connection
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+@contextmanager
+def open_locked_catalogue(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a catalogue whose lock is the caller's; change nothing. Raise CatalogError when there is none."""
+    if not path.is_file():
+        raise CatalogError(f"there is no catalogue {path}")
     made: Path | None = None
     try:
         try:
@@ -123,8 +136,17 @@ def open_stopped_catalogue(path: Path) -> Iterator[sqlite3.Connection]:
         if made is not None:
             with suppress(OSError):
                 made.unlink()
-        if lock >= 0:
-            os.close(lock)
+
+
+def require_whole(path: Path) -> None:
+    """Raise CatalogError when there is no catalogue, or another was about to take its place."""
+    if pending(path).exists():
+        raise CatalogError(
+            f"a restore of {path} was broken off at its end: the next start of the controller finishes it, "
+            "or another restore"
+        )
+    if not path.is_file():
+        raise CatalogError(f"there is no catalogue {path}")
 
 
 # -- making copies ---------------------------------------------------------------------------------
@@ -137,8 +159,7 @@ def back_up(source: Path, target: Path, *, force: bool, progress: Progress) -> F
     is one and not `force`, CatalogError when the catalogue cannot be read or the copy is not sound, and
     OSError.
     """
-    if not source.is_file():
-        raise CatalogError(f"there is no catalogue {source}")
+    require_whole(source)
     if target.resolve().name.startswith(source.name) and target.resolve().parent == source.resolve().parent:
         raise CatalogError(f"{target} is the catalogue itself, or beside it: back it up to another disk")
     _require_free(target, force=force)
@@ -170,24 +191,30 @@ def _require_free(target: Path, *, force: bool) -> None:
 
 def _copy(source: Path, copy: Path, progress: Progress) -> Facts:
     try:
-        with _reading(source) as connection, closing(sqlite3.connect(copy, isolation_level=None)) as written:
-            # The name is not the final one yet: nothing has to survive a crash, and nothing lie beside it.
-            written.execute("PRAGMA journal_mode = OFF")
-            written.execute("PRAGMA synchronous = OFF")
+        with _reading(source) as connection:
             # One read transaction around all of it: what is committed meanwhile is not seen.
             connection.execute("BEGIN")
             facts = read_facts(connection)
-            (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-
-            def report(_status: int, left: int, pages: int) -> None:
-                progress((pages - left) * page_size, pages * page_size)
-
-            connection.backup(written, pages=_PAGES_AT_ONCE, progress=report)
+            copy_pages(connection, copy, progress)
             return facts
     except sqlite3.Error as error:
         raise CatalogError(f"the catalogue {source} cannot be copied: {error}") from error
     except CatalogError as error:
         raise CatalogError(f"{source}: {error}") from error
+
+
+def copy_pages(connection: sqlite3.Connection, copy: Path, progress: Progress) -> None:
+    """Copy a database into a new file. The caller flushes it. Raise sqlite3.Error."""
+    with closing(sqlite3.connect(copy, isolation_level=None)) as written:
+        # The name is not the final one yet: nothing has to survive a crash, and nothing lie beside it.
+        written.execute("PRAGMA journal_mode = OFF")
+        written.execute("PRAGMA synchronous = OFF")
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+
+        def report(_status: int, left: int, pages: int) -> None:
+            progress((pages - left) * page_size, pages * page_size)
+
+        connection.backup(written, pages=_PAGES_AT_ONCE, progress=report)
 
 
 @contextmanager

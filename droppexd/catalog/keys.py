@@ -13,7 +13,7 @@
 | `s/` session | a session, open or closed |
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
-| `m/...` | the cluster, the term, the next pool's number, the totals |
+| `m/...` | the cluster, the term, the next pool's number, the totals; whether this is a restored copy |
 """
 
 import struct
@@ -36,6 +36,7 @@ CLUSTER = b"m/cluster"
 TERM = b"m/term"
 NEXT_POOL = b"m/next-pool"
 TOTALS = b"m/totals"
+RESTORED = b"m/restored"
 
 Placement = tuple[int, int, tuple[int, ...]]
 """k, m, and the pool of each shard: all that the survival of an extent depends on."""

@@ -50,6 +50,9 @@ class Judge(NamedTuple):
     spent: Callable[[int], int | None]
     """The counter below which no commit can name an extent of a session any more; None for a session that is
     none of this catalogue's."""
+    proven: frozenset[int] | None = None
+    """None: the records are true. Else they are those of a backup, and may name pools that had a shard once:
+    these are the pools that were compared with them, and have what they are named for."""
 
 
 class _Verdicts:
@@ -157,6 +160,7 @@ class _Slices:
         self._pool = pool
         self._held = held
         self._ripe = judge.ripe
+        self._proven = judge.proven
         # What allows a drop is read before what forbids it: a commit that was judged before the floor rose is
         # then seen as a record.
         sessions = {key[:SESSION_BYTES] for key in held}
@@ -213,5 +217,11 @@ class _Slices:
         if holder == MISSING:
             if self._pool not in extent.pools:
                 verdicts.wanted.append((extent.id, holding.shard, extent.edition))
-        elif holder != self._pool:
+        elif holder == self._pool:
+            return
+        elif self._proven is None:
             verdicts.drop.append(holding)
+        elif holder not in self._proven and self._pool not in extent.pools:
+            # Whoever the record names may have it no more, and who has it may be recorded: if what is here is
+            # whole, the record is moved. What is not wanted is kept until the records are true again.
+            verdicts.wanted.append((extent.id, holding.shard, extent.edition))

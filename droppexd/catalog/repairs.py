@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from droppexd.catalog.batch import Batch
-from droppexd.catalog.keys import extent_key, garbage_key, parse_work, version_key, work_key
+from droppexd.catalog.keys import RESTORED, extent_key, garbage_key, parse_work, version_key, work_key
 from droppexd.catalog.records import StoredExtent, unpack_extent, unpack_garbage
 from droppexd.model import MISSING, ExtentId
 
@@ -154,6 +154,20 @@ class ReleaseGarbage:
             if value is not None:
                 batch.confirm_garbage(extent, unpack_garbage(value), (self.pool,))
         return len(found) == RELEASE_AT_ONCE
+
+
+@dataclass(frozen=True, slots=True)
+class EndRestore:
+    """The records of a restored catalogue are true again: what they place elsewhere is dead from now on."""
+
+    def reads(self) -> list[bytes]:
+        """Return nothing."""
+        return []
+
+    async def judge(self, batch: Batch) -> None:
+        """Take the mark away."""
+        batch.delete(RESTORED)
+        batch.after_commit(lambda: setattr(batch.state, "restored_ms", None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import trio
 from droppexd.background import open_background
 from droppexd.brief import BriefWork
 from droppexd.catalog.engine import Compare, Entry, LogEntry, Operation
+from droppexd.catalog.replacement import finish_replacement
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
 from droppexd.errors import CatalogError, IdentityError
@@ -69,8 +70,8 @@ _TABLES = (
 
 def _damaged(path: Path, error: sqlite3.Error) -> CatalogError:
     return CatalogError(
-        f"the catalogue {path} cannot be read: {error}. Nothing was changed; put a copy of it there "
-        "(with its -wal file, if there is one), or move it away to begin an empty catalogue"
+        f"the catalogue {path} cannot be read: {error}. Nothing was changed; to go back to a "
+        f"backup: droppexd catalog restore BACKUP --force --data {path.parent}"
     )
 
 
@@ -139,6 +140,7 @@ class _File:
             raise CatalogError(f"the catalogue {path} cannot be opened: {error.strerror}") from error
         opened: list[sqlite3.Connection] = []
         try:
+            finish_replacement(path)
             opened.append(_connect(path))
             _prepare(opened[0], path)
             flush_folder(path.parent)  # SQLite flushes the content of new files, not all of their names.
@@ -151,6 +153,8 @@ class _File:
             os.close(self._lock)
             if isinstance(error, sqlite3.Error):
                 raise _damaged(path, error) from error
+            if isinstance(error, OSError):
+                raise CatalogError(f"the catalogue {path} cannot be opened: {error}") from error
             raise
         self.revision: int = newest or 0
 

@@ -58,6 +58,9 @@ class State:
     placements: dict[Placement, Counts] = field(default_factory=dict)
     out: frozenset[int] = frozenset()
     """Pools that the master counts as lost for good; their shards are recorded as missing."""
+    restored_ms: int | None = None
+    """When the backup was written that this catalogue was restored from, while pools are to be compared with
+    it; None otherwise. While it is set, shards of extents that have a record are nowhere dead."""
     rulings: int = 0
     """Decisions about shards of unknown sessions in this term."""
     _survives: dict[Placement, tuple[int, int]] = field(default_factory=dict)
@@ -94,9 +97,12 @@ class State:
         return survives
 
     def confirmers(self, pools: Iterable[int]) -> tuple[int, ...]:
-        """Return which of the pools of a dead extent must confirm that they dropped it."""
+        """Return which of the pools of a dead extent must confirm that they dropped it.
+
+        All, while it is not clear which pools hold shards that the records place elsewhere.
+        """
         return tuple(
             pool
-            for pool in sorted(set(pools))
+            for pool in sorted(set(pools if self.restored_ms is None else self.pools))
             if pool != MISSING and self.pools[pool].membership != Membership.REMOVED
         )

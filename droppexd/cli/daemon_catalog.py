@@ -13,10 +13,11 @@ from droppexd.cli.exits import ExitCode, printable
 if TYPE_CHECKING:
     from droppexd.catalog.checking import CatalogueReport
     from droppexd.catalog.copies import Facts
+    from droppexd.catalog.restoring import Restored
     from droppexd.cli.render import Document, Output
 
 catalog_app = typer.Typer(
-    help="Back up and check the catalogue of a controller.",
+    help="Back up, restore and check the catalogue of a controller.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -42,7 +43,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing 
 
 @catalog_app.callback()
 def catalog_commands() -> None:
-    """Back up and check the catalogue of a controller."""
+    """Back up, restore and check the catalogue of a controller."""
 
 
 def _finish(command: Callable[[], int]) -> None:
@@ -153,6 +154,63 @@ def facts_document(facts: "Facts") -> "Document":
         "files": facts.files,
         "size": facts.size,
     }
+
+
+# -- restore ---------------------------------------------------------------------------------------
+
+
+@catalog_app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")],
+    data: DataOption = None,
+    config: ConfigOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if there is a catalogue: it is kept under another name.")
+    ] = False,
+    exact: ExactOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a backup the catalogue of a controller that is not running.
+
+    The backup is checked first. It becomes a new incarnation: what was stored since is kept on the pools and
+    shown by `droppex orphans`, and nothing is cleared away until all pools were compared with it.
+    """
+
+    def command() -> int:
+        import trio
+
+        from droppexd.catalog.restoring import restore as restore_backup
+        from droppexd.cli.progress import progress_gauge
+        from droppexd.cli.render import Output
+        from droppexd.daemon import system_runtime
+        from droppexd.errors import CatalogError
+
+        output = Output(quiet=quiet, as_json=as_json)
+        path = _catalogue(data, config)
+        if not file.is_file():
+            raise CatalogError(f"there is no backup {file}")
+        size = file.stat().st_size
+        with progress_gauge(output, "checking the backup") as gauge:
+
+            def progress(done: int, total: int) -> None:
+                gauge.show(size * done // max(total, 1), size)
+
+            async def run() -> "Restored":
+                return await restore_backup(path, file, system_runtime(), force=force, progress=progress)
+
+            restored = trio.run(run)
+        if as_json:
+            former = None if restored.former is None else str(restored.former)
+            output.document({"catalogue": str(path), "former": former, **facts_document(restored.facts)})
+        else:
+            output.say(f"{printable(str(path))}: restored, {facts_text(restored.facts, exact=exact)}")
+            if restored.former is not None:
+                output.say(f"the catalogue that was there is kept as {printable(str(restored.former))}")
+        output.flush()
+        return ExitCode.OK
+
+    _finish(command)
 
 
 # -- check -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from droppexd.model import ClusterStatus, OperationId, Role, normal_name, normal
 from droppexd.roles.controller_care import Care
 from droppexd.roles.controller_orphans import OrphanRulings
 from droppexd.roles.controller_pools import PoolTable
+from droppexd.roles.controller_restored import RestoreWatch
 from droppexd.roles.controller_views import describe, warnings
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
@@ -117,6 +118,7 @@ class _Controller:
         self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
         self.care.pools_changed()
         self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
+        self.restore = RestoreWatch(catalogue, self._pools)
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
             number: self._started + settings.session_lease_s
@@ -373,6 +375,8 @@ class _Controller:
                     quarantined=self._pools.quarantined(),
                     started_s=started_s,
                     down_after_s=self._settings.down_after_s,
+                    restored_ms=self._catalogue.restored_ms,
+                    uncompared=self.restore.waits_for(),
                 ),
                 empty_files=totals.empty_files,
                 machine_survival=await self._catalogue.machine_survival(unreadable),
@@ -455,6 +459,7 @@ async def serve_controller(
             nursery.start_soon(controller.watch_pools)
             nursery.start_soon(controller.keep_house)
             nursery.start_soon(controller.care.record_losses)
+            nursery.start_soon(controller.restore.run)
             nursery.start_soon(controller.care.repair.run)
             log.info("master of term %d at %s", catalogue.term, listener.address)
             task_status.started(listener.address)

@@ -85,7 +85,13 @@ class Care:
         self._check_term()
         self._pools.running(request.number, request.boot_id)
         held = unpack_held(b"".join(body), request.after)
-        stretch = await self._catalogue.reconcile(request.number, request.after, held, last=request.last)
+        stretch = await self._catalogue.reconcile(
+            request.number,
+            request.after,
+            held,
+            last=request.last,
+            compared=self._pools.compared(self._catalogue.start),
+        )
         return Reconciled(
             absent=tuple(ExpectedShard(*place) for place in stretch.absent),
             wanted=tuple(ExpectedShard(*place) for place in stretch.wanted),

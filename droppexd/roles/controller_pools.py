@@ -39,6 +39,8 @@ class SeenPool:
     down: bool = True
     out: bool = False
     """Whether it was down for so long that its shards count as missing."""
+    compared: int = 0
+    """With which start of a master it has compared all that it holds since it was announced; 0: none."""
     quarantined: int = 0
     scrub: ScrubReport = field(default_factory=ScrubReport)
     challenged_at: float | None = None
@@ -183,6 +185,14 @@ class PoolTable:
             if pool.failed and not pool.down and not pool.removed
         )
 
+    def compared(self, start: int) -> frozenset[int]:
+        """Return the numbers of the pools that have compared all that they hold since this start."""
+        return frozenset(number for number, pool in self._pools.items() if pool.compared == start)
+
+    def uncompared(self, start: int) -> list[PoolRecord]:
+        """Return the records of the pools that have not."""
+        return [pool.record for pool in self._pools.values() if pool.compared != start and not pool.removed]
+
     def quarantined(self) -> int:
         """Return how many shards on pools belong to no history that the catalogue knows."""
         return sum(pool.quarantined for pool in self._pools.values() if not pool.down)
@@ -241,7 +251,9 @@ class PoolTable:
             )
         pool = next((one for one in self._pools.values() if one.record.pool_id == announce.pool_id), None)
         if pool is None:
-            self._check_name(announce)
+            if not announce.cluster_id:
+                self._check_name(announce)
+            # Else it is no empty folder: it has joined in a history that was lost with a newer catalogue.
             return PoolRecord(
                 number=0,
                 pool_id=announce.pool_id,
@@ -310,6 +322,7 @@ class PoolTable:
         before = None if pool.heard_at is None else pool.matters()
         pool.record = record
         pool.challenged_at = None
+        pool.compared = 0
         pool.hear(announce, now)
         self._note(before, pool)
 
@@ -331,6 +344,7 @@ class PoolTable:
         before = pool.matters()
         pool.hear(beat, now)
         pool.quarantined = beat.quarantined
+        pool.compared = beat.compared
         self._note(before, pool)
         return replace(pool.record, checking=False) if pool.record.checking and beat.reconciled else None
 

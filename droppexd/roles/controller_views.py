@@ -1,6 +1,7 @@
 """What the master tells of files and of the cluster: pure functions of records and pools."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from droppexd.catalog.keys import placement_of
 from droppexd.catalog.placements import survives_machines, survives_pools
@@ -8,6 +9,7 @@ from droppexd.model import (
     Extent,
     ExtentPlaces,
     PoolInfo,
+    PoolRecord,
     PoolState,
     RepairStatus,
     ShardPlace,
@@ -21,6 +23,8 @@ _PLACES_BYTES = 700_000
 
 _PLACE_BYTES = 16
 _MAX_WARNINGS = 64
+_NAMED = 3
+"""Pools that one warning names: it has a bound of 1024 characters."""
 
 
 def describe(
@@ -70,12 +74,18 @@ def warnings(
     quarantined: int,
     started_s: float,
     down_after_s: float,
+    restored_ms: int | None = None,
+    uncompared: Sequence[PoolRecord] = (),
 ) -> tuple[str, ...]:
     """Return what a person should know of, one sentence each.
 
     `quarantined` counts shards of unknown histories, `started_s` is how long this master has been at work.
+    `restored_ms` is when the backup was written that the catalogue was restored from, and `uncompared` are
+    the pools that were not compared with it yet.
     """
     found: list[str] = []
+    if restored_ms is not None:
+        found.append(_restored(restored_ms, uncompared))
     down = [pool for pool in pools if pool.state == PoolState.DOWN]
     if down and started_s < down_after_s:
         found.append(
@@ -83,7 +93,10 @@ def warnings(
         )
     lost = sum(count.files for count in survival if count.survives < 0)
     if lost:
-        found.append(f"{lost} files cannot be read now: too many of their pools are down")
+        found.append(
+            f"{lost} files cannot be read now: too many of their shards are missing, or on pools "
+            "that are down"
+        )
     last = sum(count.files for count in survival if count.survives == 0)
     if last:
         found.append(f"{last} files can be read but would not survive one more loss")
@@ -117,3 +130,15 @@ def warnings(
         if pool.state == PoolState.READ_ONLY
     ]
     return tuple(found[:_MAX_WARNINGS])
+
+
+def _restored(written_ms: int, uncompared: Sequence[PoolRecord]) -> str:
+    """Return what to say of a catalogue that was restored."""
+    when = datetime.fromtimestamp(written_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    names = [f"{pool.name} ({pool.machine})" for pool in uncompared]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    left = f"not compared yet: {', '.join(names[:_NAMED])}{more}" if names else "nearly all is compared"
+    return (
+        f"the catalogue was restored from a backup of {when}. Until all pools are compared with it, nothing "
+        f"that it knows is cleared away; {left}. If one is lost for good, `droppex pools replace` says so"
+    )

@@ -280,6 +280,7 @@ class _Pool:
                     quarantined=self._reconciler.quarantined,
                     scrub=self.scrubber.report(usage.shards),
                     trouble=self._look_for_trouble(),
+                    compared=self._reconciler.compared,
                 )
                 heard = await self._master.call(request, timeout_s=_MASTER_S)
             except (IdentityError, NotFound) as error:

@@ -76,6 +76,8 @@ class _Comparison:
 
     due: int
     """How many announcements it is for."""
+    start: int
+    """Which start of a master it is with, as far as this pool has heard."""
     after: ExtentId | None = None
     strangers: dict[int, None] = field(default_factory=dict)
     quarantined: int = 0
@@ -124,11 +126,13 @@ class Reconciler:
         self._garbage = False
         self._doubtful: dict[ExtentId, _Doubt] = {}
         self._comparisons_due = 0
-        self._comparison = _Comparison(0)
+        self._comparison = _Comparison(0, 0)
         self.number = MISSING
         """This pool's number, once it was announced."""
         self.reconciled = False
         """Whether all that is held was compared with the records since the last announcement."""
+        self.compared = 0
+        """With which start of a master all that is held was compared last, both ways; 0: with none."""
         self.quarantined = 0
         """Shards of sessions that the catalogue does not know, as the last comparison found."""
         self.strangers: tuple[int, ...] = ()
@@ -230,14 +234,18 @@ class Reconciler:
         except DroppexError as error:
             log.warning("comparing what is held with the records is put off: %s", error)
 
+    @property
+    def _start(self) -> int:
+        return self._ruling >> _RULING_BITS
+
     # -- both ways -----------------------------------------------------------------------------
 
     async def _compare_everything(self) -> None:
         """Compare all that is held after an announcement: where a question failed, from there on."""
         if self._comparison.due != self._comparisons_due:
-            self._comparison = _Comparison(self._comparisons_due)
+            self._comparison = _Comparison(self._comparisons_due, self._start)
         await self._go_through(self._comparison)
-        self._comparison = _Comparison(0)
+        self._comparison = _Comparison(0, 0)
 
     async def _go_through(self, comparison: _Comparison) -> None:
         """Go through all that is held, and all that should be, in the order of the extents."""
@@ -257,6 +265,7 @@ class Reconciler:
         self.strangers = tuple(comparison.strangers)[:_MOST_SESSIONS]
         self.all_strangers = len(comparison.strangers) <= _MOST_SESSIONS
         self.reconciled = not self._comparisons_due
+        self.compared = comparison.start
         log.info("compared with the records quarantined=%d", comparison.quarantined)
 
     async def _recount(self) -> None:
@@ -265,7 +274,7 @@ class Reconciler:
         if self.all_strangers:
             await self._compare_strangers()
         else:
-            await self._go_through(_Comparison(0))
+            await self._go_through(_Comparison(0, self._start))
         if ruling == self._ruling:
             self._recount_due = False
 
@@ -291,7 +300,10 @@ class Reconciler:
         """Ask about one stretch, and do what the answer says."""
         async with self.verdicts:
             reply = await self.ask(after, held, last=last)
-            await self._report_absent(reply.absent)
+            told: set[ExpectedShard] = set()
+            while await self._report_absent(reply.absent, told):
+                # The records have other editions now, and may want another shard of these extents.
+                reply = await self.ask(after, held, last=last)
             await self._drop(held, reply.drop, reply.term)
             await self._offer(reply)
         return reply
@@ -321,10 +333,14 @@ class Reconciler:
                 return held[:whole]
             limit *= 2
 
-    async def _report_absent(self, absent: Sequence[ExpectedShard]) -> None:
-        """Look again for what the records name and the page had not, and tell of what is not there."""
+    async def _report_absent(self, absent: Sequence[ExpectedShard], told: set[ExpectedShard]) -> bool:
+        """Look again for what the records name and the page had not, and tell of what is not there.
+
+        Return whether there was any, beside what is `told` already: the records say something else now.
+        """
+        absent = [place for place in absent if place not in told]
         if not absent:
-            return
+            return False
         held = await self._run_blocking(self._store.find, [place.extent for place in absent])
         here = {(holding.extent, holding.shard) for holding in held}
         lost = [place for place in absent if (place.extent, place.shard) not in here]
@@ -333,6 +349,8 @@ class Reconciler:
             await self._reports.tell(
                 CheckedShard(place.extent, place.shard, ShardState.ABSENT) for place in lost
             )
+        told.update(lost)
+        return bool(lost)
 
     async def _offer(self, reply: Reconciled) -> None:
         """Verify what is held and the records call missing, and tell the master of what is whole."""

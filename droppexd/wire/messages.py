@@ -566,7 +566,8 @@ class Heard(Reply):
 class Heartbeat(Request[Heard]):
     """A pool lives, and how full it is. `reconciled` once it has compared what it holds with the records.
 
-    `trouble` is why it is `read_only`.
+    `trouble` is why it is `read_only`. `compared` is the start of a master, as rulings have it in their upper
+    half, since which it has compared everything.
     """
 
     number: PoolNumber
@@ -579,6 +580,7 @@ class Heartbeat(Request[Heard]):
     quarantined: int = 0
     scrub: ScrubReport = ScrubReport()
     trouble: Trouble = ""
+    compared: int = 0
 
 
 ExtentIds = Annotated[tuple[ExtentId, ...], Bounds(0, PAGE_LIMIT)]

@@ -90,3 +90,24 @@ def test_what_is_wrong_is_told_a_line_each(cluster, catalog, tmp_path):
 def test_wrong_usage(catalog):
     for arguments in ((), ("nonsense",), ("backup",), ("check", "a", "b")):
         catalog(*arguments, code=2)
+
+
+def test_a_backup_is_restored_into_an_empty_folder_and_with_force_into_any(cluster, catalog, tmp_path):
+    backup, data = tmp_path / "backup", tmp_path / "controller"
+    made = json.loads(catalog("backup", backup, "--data", data_of(cluster), "--json").stdout)
+    assert "in use" in catalog("restore", backup, "--data", data_of(cluster), "--force", code=1).stderr
+    assert "no backup" in catalog("restore", tmp_path / "nothing", "--data", data, code=1).stderr
+    told = catalog("restore", backup, "--data", data).stdout
+    assert "restored, revision " in told
+    assert "--force" in catalog("restore", backup, "--data", data, code=1).stderr
+    again = json.loads(catalog("restore", backup, "--data", data, "--force", "--json").stdout)
+    assert again["former"] == str(data / "catalogue.sqlite.before-1")
+    assert again["files"] == made["files"]
+    assert again["cluster_id"] == made["cluster_id"]
+    assert again["incarnation"] != made["incarnation"]
+    assert catalog("check", "--data", data).stdout.endswith("all is sound\n")
+    catalog("check", again["former"])
+    backup.write_bytes(backup.read_bytes()[:-4096])
+    assert "nothing was changed" in catalog("restore", backup, "--data", data, "--force", code=1).stderr
+    catalog("check", "--data", data)
+    catalog("restore", "--data", data, code=2)

@@ -58,7 +58,7 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path):
     trio.run(open_and_put, path)
     damaged = b"no database" + path.read_bytes()[11:]
     path.write_bytes(damaged)
-    with pytest.raises(CatalogError, match="put a copy of it there"):
+    with pytest.raises(CatalogError, match="droppexd catalog restore BACKUP"):
         trio.run(open_and_put, path)
     assert path.read_bytes() == damaged
 

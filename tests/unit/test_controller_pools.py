@@ -280,3 +280,30 @@ def test_pools_are_found_by_name_or_number():
         pools.named("b")
     with pytest.raises(NotFound):
         pools.named("c")
+
+
+def test_a_comparison_counts_for_one_start_of_a_master_and_one_of_the_pool():
+    pools = table()
+    enter(pools)
+    pools.heartbeat(beat(reconciled=True), 1.0)
+    assert pools.compared(7) == frozenset()
+    pools.heartbeat(beat(compared=6), 2.0)
+    assert [record.number for record in pools.uncompared(7)] == [1]
+    pools.heartbeat(beat(compared=7), 3.0)
+    assert (pools.compared(7), pools.uncompared(7)) == (frozenset({1}), [])
+    enter(pools, 4.0, cluster_id=CLUSTER, boot_id=BOOT_2, previous_boot_id=BOOT_1)
+    assert [record.number for record in pools.uncompared(7)] == [1]
+    pools.remove(type(pools.known(1))(**{**fields_of(pools.known(1)), "membership": "removed"}))
+    assert pools.uncompared(7) == []
+
+
+def fields_of(record):
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+def test_a_pool_that_joined_in_a_lost_history_may_have_the_name_of_one_that_is_known():
+    pools = table()
+    enter(pools)
+    with pytest.raises(IdentityError, match="Is its disk mounted"):
+        pools.judge(announce(pool_id=b"q" * 16), 1.0, 5)
+    assert pools.judge(announce(pool_id=b"q" * 16, cluster_id=CLUSTER), 1.0, 5).number == 0
