@@ -1,0 +1,98 @@
+"""How the controllers of a cluster agree which of them is the master.
+
+A controller takes part in a **group**. It campaigns, and the group gives a **mandate** to one at a time: an
+engine whose writes fail once another controller has the mandate. The group does not decide what the
+catalogue's term is; the master begins one when it opens the catalogue (`catalogue.py`).
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NamedTuple, Protocol
+
+import trio
+
+from droppexd.catalog.engine import Engine
+
+
+class Health(NamedTuple):
+    """How the engine of a controller is. Both texts are for people, a line each; empty when all is well."""
+
+    failure: str = ""
+    """Why it takes no writes now."""
+    warnings: tuple[str, ...] = ()
+    """What will stop it from taking writes unless something is done."""
+
+
+class Mandate(Protocol):
+    """The right to change the catalogue, until it is lost."""
+
+    @property
+    def engine(self) -> Engine:
+        """The catalogue's engine. `txn` raises NotMaster once another controller may have the mandate."""
+        ...
+
+    async def lost(self) -> None:
+        """Return when the mandate is over: another controller may have it now."""
+        ...
+
+
+class Group(Protocol):
+    """The controllers that share a catalogue, as one of them sees it."""
+
+    @property
+    def kind(self) -> str:
+        """The engine's name as the configuration spells it: `sqlite` or `etcd`."""
+        ...
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        """Where the engine is, for a controller that joins; empty when it is in this process."""
+        ...
+
+    @property
+    def master(self) -> str:
+        """The address of the controller that has the mandate, as far as this one knows; empty: nobody."""
+        ...
+
+    @property
+    def health(self) -> Health:
+        """How the engine was when this controller used it last."""
+        ...
+
+    def campaign(self, address: str) -> AbstractAsyncContextManager[Mandate]:
+        """Wait until this controller, which others reach at `address`, has the mandate; leaving returns it.
+
+        Raise CatalogError when it can never be the master.
+        """
+        ...
+
+
+class _Sole:
+    """The mandate of a controller that is alone: nobody takes it away."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    async def lost(self) -> None:
+        await trio.sleep_forever()
+
+
+class SoleGroup:
+    """A group of one controller, whose engine nobody else can open."""
+
+    kind = "sqlite"
+    endpoints: Sequence[str] = ()
+    health = Health()
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.master = ""
+
+    @asynccontextmanager
+    async def campaign(self, address: str) -> AsyncIterator[Mandate]:
+        """Return the mandate at once."""
+        self.master = address
+        try:
+            yield _Sole(self._engine)
+        finally:
+            self.master = ""
