@@ -220,6 +220,7 @@ class _Process:
             running.ended.set()
 
     async def _controller(self, transport: "Transport", started: _Started) -> None:
+        from droppexd.catalog.group import SoleGroup
         from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
         from droppexd.roles.controller import ControllerSettings, serve_controller
 
@@ -229,7 +230,7 @@ class _Process:
             await serve_controller(
                 transport=transport,
                 address=config.controller_listen,
-                engine=engine,
+                group=SoleGroup(engine),
                 runtime=self._runtime,
                 settings=ControllerSettings(
                     name=config.name,

@@ -284,6 +284,49 @@ class PoolRecord:
 
 
 @record
+class ControllerRecord:
+    """The permanent record of a controller. Its name is its identity, wherever it comes back."""
+
+    name: Label
+    address: Address
+    joined_ms: int = 0
+
+
+class ControllerRole(enum.StrEnum):
+    """What a controller does."""
+
+    MASTER = "master"
+    STANDBY = "standby"
+    UNREACHABLE = "unreachable"
+    """It does not answer who asks."""
+
+
+@record
+class ControllerInfo:
+    """A controller as it says of itself that it is."""
+
+    name: Label
+    address: Address
+    role: Label
+    term: int = 0
+    revision: int = 0
+    """Of the last transaction that its engine has."""
+    lag: int = 0
+    """Transactions that the master's engine is ahead."""
+    engine: Label = ""
+    master: Annotated[str, Bounds(0, 256)] = ""
+    """The address of who it takes for the master; empty: of nobody."""
+    failure: Trouble = ""
+    """Why its engine takes no writes."""
+    warnings: Annotated[tuple[Trouble, ...], Bounds(0, 16)] = ()
+
+
+MAX_CONTROLLERS = 64
+
+ControllerAddresses = Annotated[tuple[Address, ...], Bounds(0, MAX_CONTROLLERS)]
+
+
+@record
 class ScrubReport:
     """What a pool says of its scrubs: when the last that read everything ended, and how far the present is.
 
@@ -474,7 +517,7 @@ class ClusterStatus:
     garbage: int
     survival: Annotated[tuple[SurvivalCount, ...], Bounds(0, 64)]
     pools: Annotated[tuple[PoolInfo, ...], Bounds(0, 4096)]
-    controllers: Annotated[tuple[Address, ...], Bounds(0, 64)]
+    controllers: ControllerAddresses
     sessions: int
     warnings: Annotated[tuple[Annotated[str, Bounds(0, 1024)], ...], Bounds(0, 256)] = ()
     empty_files: int = 0

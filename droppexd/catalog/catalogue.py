@@ -19,10 +19,12 @@ from droppexd.catalog.changes import (
     CommitVersion,
     ConfirmGarbage,
     Expected,
+    ForgetController,
     ForgetOutcomes,
     OpenSession,
     RemoveName,
     RenameName,
+    SaveController,
     SavePool,
     SaveSession,
 )
@@ -30,6 +32,7 @@ from droppexd.catalog.engine import MAX_RANGE, Compare, Engine, Entry, Operation
 from droppexd.catalog.grace import Grace
 from droppexd.catalog.keys import (
     CLUSTER,
+    CONTROLLERS,
     DEGRADED,
     EXTENTS,
     NEXT_POOL,
@@ -60,6 +63,7 @@ from droppexd.catalog.records import (
     StoredExtent,
     Totals,
     pack_fields,
+    unpack_controller,
     unpack_extent,
     unpack_fields,
     unpack_garbage,
@@ -83,6 +87,7 @@ from droppexd.errors import CatalogError, DroppexError, NotFound, NotMaster, Ses
 from droppexd.held import Held
 from droppexd.model import (
     MISSING,
+    ControllerRecord,
     Extent,
     ExtentId,
     Holding,
@@ -170,6 +175,16 @@ class Catalogue:
     def pools(self) -> dict[int, PoolRecord]:
         """The permanent records of all pools, by number. Not to be changed."""
         return self._state.pools
+
+    @property
+    def controllers(self) -> dict[str, ControllerRecord]:
+        """The permanent records of all controllers, by name. Not to be changed."""
+        return self._state.controllers
+
+    @property
+    def revision(self) -> int:
+        """The revision of the last transaction that is known to be durable."""
+        return self._engine.revision
 
     @property
     def sessions(self) -> dict[int, Session]:
@@ -447,6 +462,16 @@ class Catalogue:
             while session.trimmed < (2**48 - 1 if session.closed else session.floor):
                 await self._change(ForgetOutcomes(number))
 
+    # -- controllers ---------------------------------------------------------------------------
+
+    async def save_controller(self, record: ControllerRecord) -> None:
+        """Write a controller's record; raise Conflict when there are too many."""
+        await self._change(SaveController(record))
+
+    async def forget_controller(self, name: str) -> None:
+        """Delete a controller's record; raise NotFound."""
+        await self._change(ForgetController(name))
+
     # -- pools and garbage ---------------------------------------------------------------------
 
     async def save_pool(self, record: PoolRecord) -> PoolRecord:
@@ -549,6 +574,10 @@ class Catalogue:
 
     # -- the writer ----------------------------------------------------------------------------
 
+    def failed(self) -> bool:
+        """Return whether the catalogue takes no more changes."""
+        return self._failure is not None
+
     def check(self) -> None:
         """Raise NotMaster or CatalogError when the catalogue takes no more changes."""
         if self._failure is not None:
@@ -616,6 +645,10 @@ class Catalogue:
             raise NotMaster("another controller has become the master")
         self._large_changes += batch.large_changed
         batch.committed()
+
+    def depose(self) -> None:
+        """Take no more changes and answer no more: another controller may be the master."""
+        self._fail(NotMaster("another controller may be the master by now"))
 
     def _fail(self, error: DroppexError) -> None:
         """Refuse everything from now on: what is in memory may differ from what is on the disk."""
@@ -701,11 +734,13 @@ async def _read_state(engine: Engine) -> State:
     if next_pool is None:
         raise CatalogError("the catalogue is damaged: the next number is missing; restore a copy of it")
     pools = [unpack_pool(entry.value) for entry in await read_all(engine, POOLS)]
+    controllers = [unpack_controller(entry.value) for entry in await read_all(engine, CONTROLLERS)]
     return State(
         next_pool=unpack_fields(next_pool.value, "next pool")[0],
         totals=unpack_totals(totals.value) if totals else Totals(),
         restored_ms=unpack_fields(restored.value, "restored")[0] if restored else None,
         pools={pool.number: pool for pool in pools},
+        controllers={controller.name: controller for controller in controllers},
         sessions={
             parse_session(entry.key): Session.of(unpack_session(entry.value))
             for entry in await read_all(engine, SESSIONS)

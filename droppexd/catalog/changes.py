@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from droppexd.catalog.batch import Batch
 from droppexd.catalog.keys import (
+    controller_key,
     extent_key,
     garbage_key,
     name_key,
@@ -19,6 +21,7 @@ from droppexd.catalog.records import (
     Decided,
     Name,
     Placed,
+    pack_controller,
     pack_outcome,
     pack_pool,
     unpack_garbage,
@@ -27,7 +30,9 @@ from droppexd.catalog.records import (
 from droppexd.catalog.state import Session, State
 from droppexd.errors import Conflict, DroppexError, InvalidRequest, NotEnoughShards, NotFound
 from droppexd.model import (
+    MAX_CONTROLLERS,
     MISSING,
+    ControllerRecord,
     Extent,
     ExtentId,
     Id,
@@ -412,3 +417,44 @@ class SavePool:
         batch.put(pool_key(record.number), pack_pool(record))
         batch.after_commit(lambda: batch.state.put_pool(record))
         return record
+
+
+# -- controllers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SaveController:
+    """Write the record of a controller."""
+
+    record: ControllerRecord
+
+    def reads(self) -> list[bytes]:
+        """Return nothing: all is in memory."""
+        return []
+
+    async def judge(self, batch: Batch) -> None:
+        """Write it. Raise Conflict when there are as many others as there may be."""
+        record, known = self.record, batch.state.controllers
+        if record.name not in known and len(known) >= MAX_CONTROLLERS:
+            raise Conflict(f"there are {len(known)} controllers already, and there may be no more")
+        batch.put(controller_key(record.name), pack_controller(record))
+        batch.after_commit(lambda: known.__setitem__(record.name, record))
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetController:
+    """Delete the record of a controller."""
+
+    name: str
+
+    def reads(self) -> list[bytes]:
+        """Return nothing: all is in memory."""
+        return []
+
+    async def judge(self, batch: Batch) -> None:
+        """Delete it; raise NotFound."""
+        known = batch.state.controllers
+        if self.name not in known:
+            raise NotFound(f"there is no controller {self.name!r}")
+        batch.delete(controller_key(self.name))
+        batch.after_commit(partial(known.__delitem__, self.name))

@@ -20,6 +20,7 @@ from droppexd import schema
 from droppexd.catalog.copies import Facts, read_facts, require_format, structure_complaints
 from droppexd.catalog.keys import (
     CLUSTER,
+    CONTROLLERS,
     DEGRADED,
     EXTENTS,
     GARBAGE,
@@ -36,6 +37,7 @@ from droppexd.catalog.keys import (
     VERSIONS,
     WORK,
     Placement,
+    controller_key,
     degraded_key,
     end_of,
     extent_key,
@@ -55,6 +57,7 @@ from droppexd.catalog.records import (
     SessionRecord,
     Totals,
     pack_fields,
+    unpack_controller,
     unpack_extent,
     unpack_fields,
     unpack_garbage,
@@ -76,7 +79,8 @@ _REPORT_EVERY = 1000
 
 _SINGLE = frozenset((CLUSTER, TERM, NEXT_POOL, TOTALS, RESTORED))
 _PREFIXES = (
-    NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, SESSIONS, OUTCOMES, PLACEMENTS
+    NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, CONTROLLERS, SESSIONS, OUTCOMES,
+    PLACEMENTS
 )  # fmt: skip
 
 _MALFORMED = (
@@ -170,6 +174,7 @@ class _Check:
         self._check_single()
         self._check_log()
         self._check_pools()
+        self._check_controllers()
         self._check_sessions()
         self._check_versions()
         self._check_names()
@@ -276,6 +281,13 @@ class _Check:
             if pool.pool_id in ids:
                 self._report.add(f"pools {ids[pool.pool_id]} and {pool.number} have the same id")
             ids[pool.pool_id] = pool.number
+
+    def _check_controllers(self) -> None:
+        for key, value in self._all(CONTROLLERS):
+            controller = self._decoded("controller", key, unpack_controller, value)
+            self._report.records["controllers"] += 1
+            if controller is not None and controller_key(controller.name) != key:
+                self._report.add(f"controller {_told(key)} says that its name is {controller.name!r}")
 
     def _check_sessions(self) -> None:
         for key, value in self._all(SESSIONS):
@@ -537,7 +549,7 @@ def _extent(key: bytes, value: bytes) -> tuple[Extent, VersionId]:
 def _told(key: bytes) -> str:
     """Return a key for people."""
     prefix, rest = key[:2], key[2:]
-    if prefix == NAMES:
+    if prefix in (NAMES, CONTROLLERS):
         return repr(rest.decode(errors="backslashreplace"))
     if prefix in (VERSIONS, EXTENTS, LARGE, GARBAGE, OUTCOMES) and len(rest) == 12:
         return str(ExtentId.from_bytes(rest))

@@ -45,6 +45,16 @@ class Group(Protocol):
         ...
 
     @property
+    def alone(self) -> bool:
+        """Whether no other controller can go on when this one cannot."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """The last revision that this controller knows its engine to have."""
+        ...
+
+    @property
     def endpoints(self) -> Sequence[str]:
         """Where the engine is, for a controller that joins; empty when it is in this process."""
         ...
@@ -81,12 +91,19 @@ class SoleGroup:
     """A group of one controller, whose engine nobody else can open."""
 
     kind = "sqlite"
+    alone = True
     endpoints: Sequence[str] = ()
     health = Health()
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.master = ""
+        """The address of the controller that has the mandate; empty: nobody."""
+
+    @property
+    def revision(self) -> int:
+        """The last revision that this controller knows its engine to have."""
+        return self._engine.revision
 
     @asynccontextmanager
     async def campaign(self, address: str) -> AsyncIterator[Mandate]:

@@ -10,6 +10,7 @@
 | `g/` extent id | garbage: since which epoch, and the pools that must still confirm |
 | `w/` pool, epoch, extent id | (empty) garbage by the pool that must confirm, oldest first |
 | `p/` pool number | a pool's permanent record |
+| `k/` name | a controller's permanent record |
 | `s/` session | a session, open or closed |
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
@@ -28,6 +29,7 @@ DEGRADED = b"d/"
 GARBAGE = b"g/"
 WORK = b"w/"
 POOLS = b"p/"
+CONTROLLERS = b"k/"
 SESSIONS = b"s/"
 OUTCOMES = b"o/"
 PLACEMENTS = b"c/"
@@ -99,6 +101,11 @@ def parse_work(key: bytes) -> ExtentId:
 def pool_key(number: int) -> bytes:
     """Return the key of a pool's record."""
     return POOLS + number.to_bytes(4)
+
+
+def controller_key(name: str) -> bytes:
+    """Return the key of a controller's record."""
+    return CONTROLLERS + name.encode()
 
 
 def session_key(session: int) -> bytes:

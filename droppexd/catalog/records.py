@@ -12,6 +12,7 @@ import msgpack
 from droppexd import schema
 from droppexd.errors import CatalogError, DroppexError, from_wire
 from droppexd.model import (
+    ControllerRecord,
     Extent,
     ExtentId,
     FileEntry,
@@ -219,6 +220,17 @@ def pack_pool(pool: PoolRecord) -> bytes:
 def unpack_pool(value: bytes) -> PoolRecord:
     """Return the record of a pool."""
     return schema.unpack(PoolRecord, _read(value, "pool")[1:])
+
+
+def pack_controller(controller: ControllerRecord) -> bytes:
+    """Return the value of a controller."""
+    packed: bytes = msgpack.packb([FORMAT, *schema.pack(controller)])
+    return packed
+
+
+def unpack_controller(value: bytes) -> ControllerRecord:
+    """Return the record of a controller."""
+    return schema.unpack(ControllerRecord, _read(value, "controller")[1:])
 
 
 def pack_fields(record: Sequence[Any]) -> bytes:

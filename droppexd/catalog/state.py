@@ -7,7 +7,7 @@ from droppexd.catalog.keys import Placement
 from droppexd.catalog.placements import Counts, survives_machines, survives_pools
 from droppexd.catalog.records import SessionRecord, Totals
 from droppexd.errors import SessionClosed
-from droppexd.model import MISSING, Membership, PoolRecord
+from droppexd.model import MISSING, ControllerRecord, Membership, PoolRecord
 
 _MOST_REMEMBERED = 10_000
 
@@ -54,6 +54,7 @@ class State:
     """The number of the next new pool; none is ever handed out twice."""
     totals: Totals = field(default_factory=Totals)
     pools: dict[int, PoolRecord] = field(default_factory=dict)
+    controllers: dict[str, ControllerRecord] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
     placements: dict[Placement, Counts] = field(default_factory=dict)
     out: frozenset[int] = frozenset()

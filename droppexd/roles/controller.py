@@ -1,29 +1,36 @@
 """The controller: a thin shell around the catalogue, the pool table and the leases of apps.
 
-It is the master of the catalogue in the engine it is handed, under a term of its own. When the engine
-fails, or a later master appears, it ends with that error: a fresh start is the way on.
+It takes part in a group, and is the master of the catalogue, under a term of its own, whenever the group
+gives it the mandate; otherwise it stands by. When the engine fails or a later master appears, all that this
+master knew goes with it: whoever is the master next, and be it this controller, begins from the catalogue.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
 
 from droppexd.background import open_background
 from droppexd.catalog.catalogue import Catalogue, open_catalogue
 from droppexd.catalog.changes import Expected
-from droppexd.catalog.engine import Engine
-from droppexd.errors import InvalidRequest, NotMaster, SessionClosed
-from droppexd.model import ClusterStatus, OperationId, Role, normal_name, normal_prefix
+from droppexd.catalog.group import Group, Mandate
+from droppexd.errors import CatalogError, InvalidRequest, NotMaster, SessionClosed
+from droppexd.model import MAX_CONTROLLERS, ClusterStatus, OperationId, normal_name, normal_prefix
 from droppexd.roles.controller_care import Care
+from droppexd.roles.controller_front import Front, Mastership
 from droppexd.roles.controller_orphans import OrphanRulings
+from droppexd.roles.controller_peers import Peers
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_restored import RestoreWatch
 from droppexd.roles.controller_views import describe, warnings
 from droppexd.runtime import Runtime
+from droppexd.wire.group_messages import JoinController, ListControllers, RemoveController
 from droppexd.wire.messages import (
+    Adopt,
     Announce,
     Changed,
     CloseSession,
@@ -33,6 +40,7 @@ from droppexd.wire.messages import (
     ConfirmDropped,
     Describe,
     Done,
+    DropOrphans,
     Find,
     Found,
     GarbagePage,
@@ -45,18 +53,22 @@ from droppexd.wire.messages import (
     ListGarbage,
     Lookup,
     OpenSession,
-    Ping,
-    Pong,
+    Reconcile,
     Remove,
     Rename,
+    ReplacePool,
+    ReportLost,
+    Request,
     Review,
     SessionKept,
     SessionOpened,
+    ShardsStored,
     Status,
+    TakeWork,
     Verdicts,
     Welcomed,
 )
-from droppexd.wire.rpc import Answer, Call, Limits, Respond, Service, Terms, serve
+from droppexd.wire.rpc import Answer, Call, Connections, Limits, Respond, Terms, open_connections, serve
 from droppexd.wire.transport import Frame, Listener, Transport
 
 log = logging.getLogger("droppex.controller")
@@ -64,11 +76,44 @@ log = logging.getLogger("droppex.controller")
 _DRAIN_S = 2.0
 """Seconds that running requests get at the end; a commit's flush takes milliseconds."""
 
-_CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER))
-"""A client talks to apps: an app makes the operation ids, under which outcomes are remembered."""
+STANDBY_S = 2.0
+"""A controller that is not the master after so long says that it is ready, as a standby."""
+
+_PAUSE_S = (0.2, 1.0)
+"""Before a controller that was or nearly was the master campaigns again."""
 
 _MOST_APPS = 256
 """Addresses that a Status takes."""
+
+KINDS: tuple[type[Request[Any]], ...] = (
+    Adopt,
+    Announce,
+    CloseSession,
+    Commit,
+    ConfirmDropped,
+    Describe,
+    DropOrphans,
+    Find,
+    GetStatus,
+    Heartbeat,
+    JoinController,
+    KeepSession,
+    List,
+    ListControllers,
+    ListGarbage,
+    Lookup,
+    OpenSession,
+    Reconcile,
+    Remove,
+    RemoveController,
+    Rename,
+    ReplacePool,
+    ReportLost,
+    Review,
+    ShardsStored,
+    TakeWork,
+)
+"""What the master answers, and a standby with NotMaster."""
 
 Body = Sequence[Frame]
 
@@ -94,15 +139,22 @@ class _Controller:
     """The handlers, and the tasks that keep house."""
 
     def __init__(
-        self, catalogue: Catalogue, terms: Terms, runtime: Runtime, settings: ControllerSettings
+        self,
+        catalogue: Catalogue,
+        group: Group,
+        front: Front,
+        connections: Connections,
+        terms: Terms,
+        runtime: Runtime,
+        settings: ControllerSettings,
     ) -> None:
         self._catalogue = catalogue
+        self._group = group
+        self._front = front
         self._terms = terms
         self._clock = runtime.clock
         self._settings = settings
-        self._boot_id = runtime.entropy.token(16)
         self._started = runtime.clock.now()
-        self._address = ""
         self._pool_records = trio.Lock()
         """Held while the record of a pool is judged and written."""
         self._pools = PoolTable(
@@ -119,6 +171,14 @@ class _Controller:
         self.care.pools_changed()
         self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
         self.restore = RestoreWatch(catalogue, self._pools)
+        self.peers = Peers(
+            catalogue=catalogue,
+            group=group,
+            front=front,
+            connections=connections,
+            clock=runtime.clock,
+            check_term=self._check_term,
+        )
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
             number: self._started + settings.session_lease_s
@@ -126,11 +186,12 @@ class _Controller:
             if not session.closed
         }
 
-    def service(self) -> Service:
+    def mastership(self) -> Mastership:
         """Return the handlers by kind of request."""
-        return Service(
-            {
-                Ping: self.ping,
+        return Mastership(
+            cluster_id=self._catalogue.cluster_id,
+            term=self._catalogue.term,
+            handlers={
                 Announce: self.announce,
                 Heartbeat: self.heartbeat,
                 ListGarbage: self.list_garbage,
@@ -149,29 +210,17 @@ class _Controller:
                 GetStatus: self.get_status,
                 **self.care.handlers(),
                 **self._orphans.handlers(),
+                **self.peers.handlers(),
             },
             quick={Lookup: self.lookup_now},
-            callers=_CALLERS,
+            failed=self._catalogue.failed,
         )
-
-    def is_at(self, address: str) -> None:
-        """Learn the address that others reach this controller at."""
-        self._address = address
 
     def _check_term(self) -> None:
         if self._terms.current > self._catalogue.term:
             raise NotMaster(
                 f"this controller was the master of term {self._catalogue.term}; there is a later one"
             )
-
-    async def ping(self, _call: Call, _request: Ping, _body: Body) -> Answer:
-        """Say who this is."""
-        return Pong(
-            role=Role.CONTROLLER.value,
-            name=self._settings.name,
-            boot_id=self._boot_id,
-            term=self._catalogue.term,
-        )
 
     # -- pools ---------------------------------------------------------------------------------
 
@@ -366,7 +415,7 @@ class _Controller:
                 garbage=totals.garbage,
                 survival=survival,
                 pools=pools,
-                controllers=(self._address,),
+                controllers=self.peers.addresses[:MAX_CONTROLLERS],
                 sessions=len(self._leases),
                 warnings=warnings(
                     pools,
@@ -430,37 +479,99 @@ async def serve_controller(
     *,
     transport: Transport,
     address: str,
-    engine: Engine,
+    group: Group,
     runtime: Runtime,
     settings: ControllerSettings,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Be the master of the catalogue in `engine` until cancelled. Started with the bound address.
+    """Be a controller until cancelled: the master whenever the group says so, otherwise a standby.
 
-    Transport and engine are the caller's; the caller closes the engine when this has returned. Raise
-    CatalogError when the catalogue cannot be read or written, and NotMaster when another took over.
+    Started with the bound address: when it is the master, or has waited for that for STANDBY_S. Transport and
+    group are the caller's; the caller closes the engine when this has returned. A controller that is alone
+    ends with CatalogError when its catalogue cannot be read or written, and with NotMaster when another took
+    over; one of several stands by then.
     """
-    async with open_catalogue(engine, runtime, delete_grace_s=settings.delete_grace_s) as catalogue:
-        terms = Terms()
-        terms.observe(catalogue.term)
-        controller = _Controller(catalogue, terms, runtime, settings)
-        async with open_background() as nursery:
-            listener: Listener = await nursery.start(
-                partial(
-                    serve,
-                    transport,
-                    address,
-                    controller.service(),
-                    terms=terms,
-                    limits=Limits(drain_s=_DRAIN_S),
-                )
+    terms = Terms()
+    started = trio.Event()
+    async with open_connections(transport, terms=terms) as connections, open_background() as nursery:
+        controller = _OneOfGroup(connections, group, terms, runtime, settings, started)
+        listener: Listener = await nursery.start(
+            partial(
+                serve,
+                transport,
+                address,
+                controller.front.service(),
+                terms=terms,
+                limits=Limits(drain_s=_DRAIN_S),
             )
-            controller.is_at(settings.advertise or listener.address)
-            nursery.start_soon(controller.watch_pools)
-            nursery.start_soon(controller.keep_house)
-            nursery.start_soon(controller.care.record_losses)
-            nursery.start_soon(controller.restore.run)
-            nursery.start_soon(controller.care.repair.run)
-            log.info("master of term %d at %s", catalogue.term, listener.address)
-            task_status.started(listener.address)
-            await trio.sleep_forever()
+        )
+        controller.front.address = settings.advertise or listener.address
+        nursery.start_soon(controller.run)
+        with trio.move_on_after(math.inf if group.alone else STANDBY_S):
+            await started.wait()
+        if not started.is_set():
+            log.info("stands by at %s master=%s", listener.address, group.master or "-")
+        task_status.started(listener.address)
+        await trio.sleep_forever()
+
+
+class _OneOfGroup:
+    """A controller over all its times as master and standby."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        group: Group,
+        terms: Terms,
+        runtime: Runtime,
+        settings: ControllerSettings,
+        started: trio.Event,
+    ) -> None:
+        self._connections = connections
+        self._group = group
+        self._terms = terms
+        self._runtime = runtime
+        self._settings = settings
+        self._started = started
+        boot_id = runtime.entropy.token(16)
+        self.front = Front(
+            group=group, name=settings.name, boot_id=boot_id, kinds=KINDS, quick=(Lookup,), terms=terms
+        )
+
+    async def run(self) -> None:
+        """Campaign, be the master, stand by, for ever."""
+        while True:
+            try:
+                async with self._group.campaign(self.front.address) as mandate:
+                    await self._lead(mandate)
+                log.warning("no longer the master; standing by")
+            except (NotMaster, CatalogError) as error:
+                if self._group.alone:
+                    raise
+                log.warning("not the master now: %s", error)
+            await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
+
+    async def _lead(self, mandate: Mandate) -> None:
+        """Be the master until the mandate is lost."""
+        settings, grace_s = self._settings, self._settings.delete_grace_s
+        async with open_catalogue(mandate.engine, self._runtime, delete_grace_s=grace_s) as catalogue:
+            self._terms.observe(catalogue.term)
+            controller = _Controller(
+                catalogue, self._group, self.front, self._connections, self._terms, self._runtime, settings
+            )
+            try:
+                await controller.peers.enter(settings.name)
+                async with open_background() as nursery:
+                    nursery.start_soon(controller.watch_pools)
+                    nursery.start_soon(controller.keep_house)
+                    nursery.start_soon(controller.care.record_losses)
+                    nursery.start_soon(controller.restore.run)
+                    nursery.start_soon(controller.care.repair.run)
+                    self.front.leads(controller.mastership())
+                    nursery.start_soon(controller.peers.run)
+                    log.info("master of term %d at %s", catalogue.term, self.front.address)
+                    self._started.set()
+                    await mandate.lost()
+            finally:
+                self.front.stands_by()
+                catalogue.depose()

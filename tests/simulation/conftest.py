@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
+from droppexd.catalog.group import SoleGroup
 from droppexd.catalog.simulated import SimulatedDisk as CatalogDisk
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.client import Client, open_client
@@ -88,7 +89,7 @@ class Cluster:
             await serve_controller(
                 transport=transport,
                 address="tcp://127.0.0.1:7700",
-                engine=engine,
+                group=SoleGroup(engine),
                 runtime=self.runtime,
                 settings=settings,
                 task_status=task_status,

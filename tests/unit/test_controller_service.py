@@ -3,11 +3,13 @@
 import random
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
+from droppexd.catalog.group import SoleGroup
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     Conflict,
@@ -176,17 +178,15 @@ async def controller(disk=None, settings=SETTINGS):
         open_connections(theirs, terms=terms) as connections,
         trio.open_nursery() as nursery,
     ):
-        serve = serve_controller
-        address = await nursery.start(
-            lambda task_status: serve(
-                transport=own,
-                address="tcp://127.0.0.1:0",
-                engine=engine,
-                runtime=runtime,
-                settings=settings,
-                task_status=task_status,
-            )
+        serve = partial(
+            serve_controller,
+            transport=own,
+            address="tcp://127.0.0.1:0",
+            group=SoleGroup(engine),
+            runtime=runtime,
+            settings=settings,
         )
+        address = await nursery.start(serve)
         world = World(connections, terms, address)
         world.engine = engine
         world.network = network
@@ -467,7 +467,7 @@ def test_the_role_ends_when_a_later_term_is_seen():
                     await serve_controller(
                         transport=transport,
                         address="tcp://127.0.0.1:0",
-                        engine=SimulatedEngine(runtime),
+                        group=SoleGroup(SimulatedEngine(runtime)),
                         runtime=runtime,
                         settings=SETTINGS,
                         task_status=task_status,

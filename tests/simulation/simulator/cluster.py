@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from droppexd.catalog.group import SoleGroup
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.errors import DroppexError
 from droppexd.model import Role
@@ -202,7 +203,7 @@ class Cluster:
         await serve_controller(
             transport=transport,
             address=CONTROLLERS[process.name],
-            engine=WrittenBy(process.name, self.engine, self.world),
+            group=SoleGroup(WrittenBy(process.name, self.engine, self.world)),
             runtime=process.runtime,
             settings=ControllerSettings(
                 name=process.name,

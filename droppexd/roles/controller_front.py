@@ -1,0 +1,177 @@
+"""What a controller answers, master or not: one listener whose answers change with what it is.
+
+A request that only the master may answer gets NotMaster from a standby, with the master's address where that
+is known. Pools, apps and clients of theirs go there by themselves.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from droppexd.catalog.group import Group
+from droppexd.errors import CatalogError, DroppexError, IdentityError, LocalProtocolError, NotMaster
+from droppexd.model import ControllerInfo, ControllerRole, Role
+from droppexd.wire.group_messages import ControllerState, DescribeController, TellMaster
+from droppexd.wire.messages import Done, Ping, Pong, Request
+from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
+from droppexd.wire.transport import Frame
+
+log = logging.getLogger("droppex.controller")
+
+_CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER))
+"""A client talks to apps: an app makes the operation ids, under which outcomes are remembered."""
+
+_MAX_TEXT = 400
+
+Body = Sequence[Frame]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mastership:
+    """What the front needs of a controller while that is the master."""
+
+    cluster_id: bytes
+    term: int
+    handlers: Mapping[type[Request[Any]], Handler]
+    quick: Mapping[type[Request[Any]], QuickHandler]
+    failed: Callable[[], bool]
+    """Whether the catalogue takes no more changes."""
+
+
+class Front:
+    """The service of a controller, from its start to its end."""
+
+    def __init__(
+        self,
+        *,
+        group: Group,
+        name: str,
+        boot_id: bytes,
+        kinds: Sequence[type[Request[Any]]],
+        quick: Sequence[type[Request[Any]]],
+        terms: Terms,
+    ) -> None:
+        self.address = ""
+        """How others reach this controller."""
+        self.cluster_id = b""
+        self.controllers: tuple[str, ...] = ()
+        """The controllers of the cluster, as this one heard last."""
+        self._group = group
+        self._name = name
+        self._boot_id = boot_id
+        self._kinds = tuple(kinds)
+        self._quick_kinds = tuple(quick)
+        self._terms = terms
+        self._mastership: Mastership | None = None
+        self._told_master = ""
+        self._told_term = 0
+
+    def service(self) -> Service:
+        """Return the handlers by kind of request."""
+        own: dict[type[Request[Any]], Handler] = {
+            Ping: self.ping,
+            DescribeController: self.describe,
+            TellMaster: self.tell_master,
+        }
+        return Service(
+            {**dict.fromkeys(self._kinds, self.pass_on), **own},
+            quick=dict.fromkeys(self._quick_kinds, self.pass_on_now),
+            callers=_CALLERS,
+        )
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    def leads(self, mastership: Mastership) -> None:
+        """Answer as the master from now on."""
+        if set(mastership.handlers) != set(self._kinds):
+            raise LocalProtocolError("the master does not answer just what a standby refuses")
+        self._mastership = mastership
+        self.cluster_id = mastership.cluster_id
+
+    def stands_by(self) -> None:
+        """Answer as a standby from now on."""
+        self._mastership = None
+
+    @property
+    def master(self) -> str:
+        """The address of the master, as far as this controller knows; empty: nobody."""
+        if self._mastership is not None:
+            return self.address
+        known = self._group.master
+        if not known and self._told_term >= self._terms.current:
+            known = self._told_master
+        return "" if known == self.address else known
+
+    def _not_master(self) -> NotMaster:
+        master = self.master
+        if master:
+            return NotMaster(f"the controller {self._name} stands by; the master is at {master}", master)
+        return NotMaster(f"the controller {self._name} stands by, and knows of no master")
+
+    # -- handlers ------------------------------------------------------------------------------
+
+    async def pass_on(self, call: Call, request: Request[Any], body: Body) -> Answer:
+        """Let the master answer, if this is it."""
+        mastership = self._mastership
+        if mastership is None:
+            raise self._not_master()
+        try:
+            return await mastership.handlers[type(request)](call, request, body)
+        except CatalogError as error:
+            raise self._judged(mastership, error) from error
+
+    def pass_on_now(self, call: Call, request: Request[Any], body: Body, respond: Respond) -> bool:
+        """Let the master answer at once, if this is it."""
+        mastership = self._mastership
+        if mastership is None:
+            raise self._not_master()
+        quick = mastership.quick.get(type(request))
+        return quick is not None and quick(call, request, body, respond)
+
+    def _judged(self, mastership: Mastership, error: CatalogError) -> DroppexError:
+        """Return what to answer: where another controller can go on, it is to be asked.
+
+        Whether a change was carried out is unknown then. Who repeats it names the same operation, and the
+        next master remembers its outcome.
+        """
+        if self._group.alone or not mastership.failed():
+            return error
+        return NotMaster(f"this controller's catalogue failed: {error}")
+
+    async def ping(self, _call: Call, _request: Ping, _body: Body) -> Answer:
+        """Say who this is."""
+        return Pong(
+            role=Role.CONTROLLER.value,
+            name=self._name,
+            boot_id=self._boot_id,
+            term=self._mastership.term if self._mastership else self._terms.current,
+        )
+
+    async def describe(self, _call: Call, _request: DescribeController, _body: Body) -> Answer:
+        """Say how this controller is."""
+        return ControllerState(info=self.info(), boot_id=self._boot_id, cluster_id=self.cluster_id)
+
+    def info(self) -> ControllerInfo:
+        """Return how this controller is."""
+        health = self._group.health
+        return ControllerInfo(
+            name=self._name,
+            address=self.address,
+            role=(ControllerRole.MASTER if self._mastership else ControllerRole.STANDBY).value,
+            term=self._mastership.term if self._mastership else self._terms.current,
+            revision=self._group.revision,
+            engine=self._group.kind,
+            master=self.master,
+            failure=health.failure[:_MAX_TEXT],
+            warnings=tuple(warning[:_MAX_TEXT] for warning in health.warnings[:16]),
+        )
+
+    async def tell_master(self, call: Call, request: TellMaster, _body: Body) -> Answer:
+        """Take note of the master. Raise IdentityError when it is another cluster's."""
+        if self.cluster_id and request.cluster_id != self.cluster_id:
+            raise IdentityError("this controller belongs to another cluster")
+        if call.term >= self._told_term:
+            self._told_term, self._told_master = call.term, request.address
+            self.controllers = request.controllers
+        return Done()

@@ -1,0 +1,229 @@
+"""What the master does for the other controllers, and for all that must know who the master is.
+
+Controllers that join get a permanent record, and learn all that a standby needs. Whenever a master begins and
+whenever the controllers change, every pool, app and controller is told the master and the controllers:
+a new master need not wait to be found.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from droppexd.catalog.catalogue import Catalogue
+from droppexd.catalog.group import Group
+from droppexd.errors import Conflict, DroppexError, IdentityError, NotFound
+from droppexd.model import ControllerInfo, ControllerRecord, Membership
+from droppexd.roles.controller_front import Front
+from droppexd.roles.controllers import describe_controllers, unreachable
+from droppexd.runtime import Clock
+from droppexd.wire.group_messages import (
+    ControllersListed,
+    ControllerState,
+    JoinController,
+    Joined,
+    ListControllers,
+    RemoveController,
+    TellMaster,
+)
+from droppexd.wire.messages import Done, Request
+from droppexd.wire.rpc import Answer, Call, Connections, Handler
+from droppexd.wire.transport import Frame
+
+log = logging.getLogger("droppex.controller")
+
+TELL_S = 5.0
+_TELL_AT_ONCE = 16
+_AGAIN_S = 10.0
+"""Those that could not be told are told once more after so long. Pools and apps look for a master themselves;
+standbys ask nobody."""
+
+Body = Sequence[Frame]
+
+
+class Peers:
+    """The controllers of the cluster, as their master sees them."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        group: Group,
+        front: Front,
+        connections: Connections,
+        clock: Clock,
+        check_term: Callable[[], None],
+    ) -> None:
+        self._catalogue = catalogue
+        self._group = group
+        self._front = front
+        self._connections = connections
+        self._clock = clock
+        self._check_term = check_term
+        self._joining = trio.Lock()
+        self._news = trio.Event()
+
+    def handlers(self) -> Mapping[type[Request[Any]], Handler]:
+        """Return the handlers by kind of request."""
+        return {
+            JoinController: self.join,
+            ListControllers: self.list_controllers,
+            RemoveController: self.remove,
+        }
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the controllers are, the master first."""
+        own = self._front.address
+        others = sorted({record.address for record in self._catalogue.controllers.values()} - {own})
+        return (own, *others)
+
+    # -- coming and going ----------------------------------------------------------------------
+
+    async def enter(self, name: str) -> None:
+        """Write down the name and address of the master itself."""
+        async with self._joining:
+            await self._save(name, self._front.address)
+
+    async def _save(self, name: str, address: str) -> None:
+        known = self._catalogue.controllers.get(name)
+        if known is None:
+            known = ControllerRecord(name=name, address="-", joined_ms=self._clock.wall_ms())
+        if known.address != address:
+            await self._catalogue.save_controller(replace(known, address=address))
+            self._news.set()
+
+    async def join(self, _call: Call, request: JoinController, _body: Body) -> Answer:
+        """Take in a controller that started.
+
+        Raise IdentityError when it belongs to another cluster or has the address of the master, and Conflict
+        when another controller that lives has its name or its address.
+        """
+        self._check_term()
+        if request.cluster_id and request.cluster_id != self._catalogue.cluster_id:
+            raise IdentityError(
+                "this controller's folder belongs to another cluster; give it another folder with --data"
+            )
+        if request.address == self._front.address:
+            raise IdentityError(
+                f"{request.address} is this master itself; --master names another controller than the one "
+                "that is started"
+            )
+        async with self._joining:
+            await self._refuse_double(request)
+            await self._save(request.name, request.address)
+        log.info("controller joined name=%s address=%s", request.name, request.address)
+        catalogue = self._catalogue
+        return Joined(
+            cluster_id=catalogue.cluster_id,
+            incarnation=catalogue.incarnation,
+            term=catalogue.term,
+            engine=self._group.kind,
+            endpoints=tuple(self._group.endpoints),
+            controllers=self.addresses,
+            pools=len(catalogue.pools),
+        )
+
+    async def _refuse_double(self, request: JoinController) -> None:
+        for record in list(self._catalogue.controllers.values()):
+            same_name, same_place = record.name == request.name, record.address == request.address
+            if same_name == same_place:
+                continue
+            (state,) = await describe_controllers(self._connections, [record.address])
+            if state is None or state.boot_id == request.boot_id or state.cluster_id not in (
+                b"", self._catalogue.cluster_id
+            ):  # fmt: skip
+                continue
+            if same_name:
+                raise Conflict(
+                    f"there is a controller {record.name} already, at {record.address}; give this one "
+                    "another name with --name"
+                )
+            raise Conflict(f"the controller {record.name} answers at {record.address}; bind another address")
+
+    async def remove(self, _call: Call, request: RemoveController, _body: Body) -> Answer:
+        """Forget a controller. Raise NotFound, and Conflict while it answers."""
+        self._check_term()
+        async with self._joining:
+            record = self._catalogue.controllers.get(request.name)
+            if record is None:
+                names = ", ".join(sorted(self._catalogue.controllers))
+                raise NotFound(f"there is no controller {request.name!r}; there are {names}")
+            (state,) = await describe_controllers(self._connections, [record.address])
+            if state is not None and state.info.name == record.name:
+                raise Conflict(
+                    f"the controller {record.name} answers at {record.address}; stop it, then remove it"
+                )
+            await self._catalogue.forget_controller(record.name)
+            self._news.set()
+        log.info("controller removed name=%s address=%s", record.name, record.address)
+        return Done()
+
+    # -- how they are --------------------------------------------------------------------------
+
+    async def list_controllers(self, _call: Call, _request: ListControllers, _body: Body) -> Answer:
+        """Tell which controllers there are, and how each says that it is."""
+        self._check_term()
+        own = self._front.info()
+        others = [
+            record
+            for record in self._catalogue.controllers.values()
+            if record.name != own.name and record.address != own.address
+        ]
+        others.sort(key=lambda record: record.name)
+        states = await describe_controllers(self._connections, [record.address for record in others])
+        found = [own]
+        for record, state in zip(others, states, strict=True):
+            found.append(self._info(record, state, own.revision))
+        return ControllersListed(master=own.address, controllers=tuple(found))
+
+    def _info(self, record: ControllerRecord, state: ControllerState | None, newest: int) -> ControllerInfo:
+        if state is None or state.info.name != record.name:
+            return unreachable(record.name, record.address)
+        return replace(state.info, address=record.address, lag=max(0, newest - state.info.revision))
+
+    # -- telling everybody ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Tell everybody the master and the controllers, now and after each change, for ever."""
+        while True:
+            self._news = trio.Event()
+            late = await self._tell(self._everybody())
+            with trio.move_on_after(_AGAIN_S if late else float("inf")):
+                await self._news.wait()
+                continue
+            await self._tell(late)
+            await self._news.wait()
+
+    def _everybody(self) -> list[str]:
+        catalogue = self._catalogue
+        found = [address for address in self.addresses if address != self._front.address]
+        found += [pool.address for pool in catalogue.pools.values() if pool.membership != Membership.REMOVED]
+        found += [session.address for session in catalogue.sessions.values() if not session.closed]
+        return list(dict.fromkeys(found))
+
+    async def _tell(self, addresses: Sequence[str]) -> list[str]:
+        """Tell these; return those that could not be told."""
+        request = TellMaster(
+            cluster_id=self._catalogue.cluster_id,
+            address=self._front.address,
+            controllers=self.addresses[:64],
+        )
+        self._front.controllers = request.controllers
+        missed: list[str] = []
+        room = trio.CapacityLimiter(_TELL_AT_ONCE)
+
+        async def tell(address: str) -> None:
+            async with room:
+                try:
+                    await self._connections.call(address, request, timeout_s=TELL_S)
+                except DroppexError as error:
+                    log.debug("%s was not told who the master is: %s", address, error)
+                    missed.append(address)
+
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                nursery.start_soon(tell, address)
+        return missed

@@ -1,0 +1,90 @@
+"""The messages of several controllers: who is the master, who joins, and how each of them is.
+
+Their kinds are numbered from 120.
+"""
+
+from typing import Annotated
+
+from droppexd.model import Address, ControllerAddresses, ControllerInfo, Label, Role, Token16
+from droppexd.schema import Bounds
+from droppexd.wire.messages import BootId, Done, Reply, Request, message
+
+_CONTROLLER = (Role.CONTROLLER,)
+_CLIENT = (Role.CLIENT, Role.APP)
+_ASKERS = (Role.APP, Role.CONTROLLER)
+
+MAX_ENDPOINTS = 16
+
+Endpoints = Annotated[tuple[Address, ...], Bounds(0, MAX_ENDPOINTS)]
+
+
+@message(121)
+class Joined(Reply):
+    """The controller is known to the catalogue. This is what it must know to stand by.
+
+    `endpoints` are where the engine is; they are empty where each controller has its own.
+    """
+
+    cluster_id: Token16
+    incarnation: Token16
+    term: int
+    engine: Label
+    endpoints: Endpoints
+    controllers: ControllerAddresses
+    pools: int
+
+
+@message(120, reply=Joined, callers=_CONTROLLER)
+class JoinController(Request[Joined]):
+    """A controller says to the master who and where it is; `cluster_id` is empty when it knows none."""
+
+    name: Label
+    address: Address
+    boot_id: Token16
+    cluster_id: BootId
+
+
+@message(123)
+class ControllerState(Reply):
+    """A controller as it is. `cluster_id` is empty when it does not know it yet."""
+
+    info: ControllerInfo
+    boot_id: Token16
+    cluster_id: BootId
+
+
+@message(122, reply=ControllerState, callers=_ASKERS)
+class DescribeController(Request[ControllerState]):
+    """Ask a controller, master or not, how it is."""
+
+
+@message(125)
+class ControllersListed(Reply):
+    """All controllers that are known, and how they are. `master` is empty when none is reached."""
+
+    master: Annotated[str, Bounds(0, 256)]
+    controllers: Annotated[tuple[ControllerInfo, ...], Bounds(0, 128)]
+
+
+@message(124, reply=ControllersListed, callers=_CLIENT)
+class ListControllers(Request[ControllersListed]):
+    """Ask which controllers there are. Asked of an app, which asks each of them."""
+
+
+@message(126, reply=Done, callers=_CONTROLLER)
+class TellMaster(Request[Done]):
+    """The master says who it is, and which controllers there are. Pools, apps and standbys take note.
+
+    The term that the message carries is the master's.
+    """
+
+    cluster_id: Token16
+    address: Address
+    controllers: ControllerAddresses
+
+
+@message(127, reply=Done, callers=_CLIENT)
+class RemoveController(Request[Done]):
+    """Forget a controller that is gone for good. It must not answer any more."""
+
+    name: Label
