@@ -412,6 +412,46 @@ def replace(
     command.finish(lambda session: replace_pool(session, pool, force=force))
 
 
+controllers = typer.Typer(
+    help="List the controllers: which is the master, and how each of them is.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(controllers, name="controllers", invoke_without_command=True)
+
+
+@controllers.callback()
+def list_controllers(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """List the controllers: which is the master, and how each of them is.
+
+    LAG is how many transactions a standby is behind the master. Without a master the exit code is that of a
+    cluster which cannot be reached.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_controllers import show_controllers
+
+    command.finish(show_controllers)
+
+
+@controllers.command("remove")
+def remove_controller(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a controller.")],
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Forget a controller that is gone for good. It must be stopped."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_controllers import remove_controller
+
+    command.finish(lambda session: remove_controller(session, name))
+
+
 @app.command()
 def verify(
     context: typer.Context,

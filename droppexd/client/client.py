@@ -25,6 +25,7 @@ from droppexd.model import (
     normal_prefix,
 )
 from droppexd.runtime import Runtime
+from droppexd.wire.group_messages import ControllersListed, ListControllers, RemoveController
 from droppexd.wire.messages import (
     ABSENT,
     ANYTHING,
@@ -251,6 +252,14 @@ class Client:
         numbers = [str(one.number) for one in pools if one.name == pool]
         wanted = numbers[0] if len(numbers) == 1 else pool
         return await self._ask(ReplacePool(pool=wanted, force=force))
+
+    async def controllers(self) -> ControllersListed:
+        """Return which controllers there are, and how each of them is."""
+        return await self._ask(ListControllers())
+
+    async def remove_controller(self, name: str) -> None:
+        """Forget a controller that is gone for good; raise NotFound, and Conflict while it answers."""
+        await self._ask(RemoveController(name=name))
 
     def orphans(self, *, after: ExtentId | None = None) -> OrphanListing:
         """Return an iterator over the versions that pools hold and the catalogue never knew.

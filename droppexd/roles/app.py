@@ -23,6 +23,7 @@ from droppexd.errors import (
     RemoteProtocolError,
 )
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, Version, normal_name, normal_prefix
+from droppexd.roles.app_controllers import ControllerList
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_orphans import Orphans
 from droppexd.roles.app_reporter import Reporter
@@ -33,6 +34,7 @@ from droppexd.roles.budget import Budget, Lease
 from droppexd.roles.master import MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
+from droppexd.wire.group_messages import ListControllers, RemoveController, TellMaster
 from droppexd.wire.messages import (
     MOST_TOGETHER,
     Changed,
@@ -198,9 +200,12 @@ class _App:
         master: MasterLink,
         runtime: Runtime,
         settings: AppSettings,
+        terms: Terms,
     ) -> None:
         self._settings = settings
         self._runtime = runtime
+        self._terms = terms
+        self._controllers = ControllerList(connections, master)
         self._registration = registration
         self._master = master
         self._boot_id = runtime.entropy.token(16)
@@ -255,6 +260,9 @@ class _App:
                 CheckFile: self._verifier.check_file,
                 ReplacePool: self.pass_on,
                 DropOrphans: self.pass_on,
+                RemoveController: self.pass_on,
+                ListControllers: self._controllers.list_controllers,
+                TellMaster: self.tell_master,
                 **self._orphans.handlers(),
             },
             admissions={PutChunk: self.admit_chunk, GetPart: self.admit_part},
@@ -486,6 +494,12 @@ class _App:
         answer: Status = await self._master.call(request, timeout_s=_MASTER_S)
         return answer
 
+    async def tell_master(self, call: Call, request: TellMaster, _body: Sequence[Frame]) -> Answer:
+        """Take note of the master."""
+        if call.term >= self._terms.current:
+            self._master.follow(request.address, request.controllers)
+        return Done()
+
     # -- housekeeping --------------------------------------------------------------------------
 
     async def give_up_puts(self) -> None:
@@ -534,7 +548,7 @@ async def serve_app(
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         master = MasterLink(connections, controllers, runtime)
         registration = Registration(master, runtime)
-        app = _App(connections, registration, master, runtime, settings)
+        app = _App(connections, registration, master, runtime, settings, terms)
         async with trio.open_nursery() as helpers:
             with serving:
                 async with trio.open_nursery() as front:

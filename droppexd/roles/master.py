@@ -18,7 +18,7 @@ _PAUSE_S = (0.05, 0.5)
 
 
 class MasterLink:
-    """Calls to the master, found among the controllers of the seed list.
+    """Calls to the master, found among the controllers of the seed list and those that a master told of.
 
     Only requests that may be repeated go this way: reads, and changes that carry an operation id.
     """
@@ -26,6 +26,7 @@ class MasterLink:
     def __init__(self, connections: Connections, controllers: Sequence[str], runtime: Runtime) -> None:
         self._connections = connections
         self._seeds = tuple(controllers)
+        self._told: tuple[str, ...] = ()
         self._runtime = runtime
         self._address = self._seeds[0]
 
@@ -33,6 +34,16 @@ class MasterLink:
     def address(self) -> str:
         """The controller that was the master when it was last asked."""
         return self._address
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All controllers that this link knows of."""
+        return tuple(dict.fromkeys((*self._seeds, *self._told)))
+
+    def follow(self, address: str, controllers: Sequence[str]) -> None:
+        """Take a master's word that it is the master now, and for which controllers there are."""
+        self._address = address
+        self._told = tuple(controllers)
 
     async def call(self, request: Request[R], body: Sequence[Frame] = (), *, timeout_s: float) -> R:
         """Return the master's answer; raise what it raises, or PeerError when no master answers in time."""
@@ -57,16 +68,17 @@ class MasterLink:
                 return reply
             asked += 1
             if self._runtime.clock.now() >= deadline:
-                raise PeerError(f"no master answers at {', '.join(self._seeds)}: {failure}") from failure
-            if asked % len(self._seeds) == 0:
+                raise PeerError(f"no master answers at {', '.join(self.known)}: {failure}") from failure
+            if asked % len(self.known) == 0:
                 await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
 
     def _leave(self, address: str, hint: str = "") -> None:
         """Ask elsewhere, unless another call has moved on already: two would come back to where they were."""
         if self._address == address:
-            self._address = hint or self._next_seed()
+            self._address = hint or self._next()
 
-    def _next_seed(self) -> str:
-        if self._address not in self._seeds:
-            return self._seeds[0]
-        return self._seeds[(self._seeds.index(self._address) + 1) % len(self._seeds)]
+    def _next(self) -> str:
+        known = self.known
+        if self._address not in known:
+            return known[0]
+        return known[(known.index(self._address) + 1) % len(known)]

@@ -28,6 +28,7 @@ from droppexd.roles.pool_writer import (
 from droppexd.roles.throttle import Throttle
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore
+from droppexd.wire.group_messages import TellMaster
 from droppexd.wire.messages import (
     AbortShard,
     Announce,
@@ -140,6 +141,7 @@ class _Pool:
                 GetScrub: self.scrubber.get_scrub,
                 GetScrubFindings: self.scrubber.get_findings,
                 FindOrphans: self._orphans.find_orphans,
+                TellMaster: self.tell_master,
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
@@ -224,6 +226,15 @@ class _Pool:
         return hints, pieces
 
     # -- the master ----------------------------------------------------------------------------
+
+    async def tell_master(self, call: Call, request: TellMaster, _body: Sequence[Frame]) -> Answer:
+        """Take note of the master. Raise IdentityError when it is another cluster's."""
+        known = self._store.identity.cluster_id
+        if known and request.cluster_id != known:
+            raise IdentityError("this pool belongs to another cluster")
+        if call.term >= self._terms.current:
+            self._master.follow(request.address, request.controllers)
+        return Done()
 
     async def announce(self, address: str) -> Welcomed:
         """Tell the master who and where this pool is; repeat until one answers.

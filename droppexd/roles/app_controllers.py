@@ -1,0 +1,37 @@
+"""What an app tells of the controllers: as the master sees them, or as they are while there is no master."""
+
+from collections.abc import Sequence
+
+from droppexd.errors import CatalogError, NotMaster, PeerError
+from droppexd.roles.controllers import describe_controllers, unreachable
+from droppexd.roles.master import MasterLink
+from droppexd.wire.group_messages import ControllersListed, ListControllers
+from droppexd.wire.rpc import Answer, Call, Connections
+from droppexd.wire.transport import Frame
+
+_MASTER_S = 5.0
+
+
+class ControllerList:
+    """Answers which controllers there are."""
+
+    def __init__(self, connections: Connections, master: MasterLink) -> None:
+        self._connections = connections
+        self._master = master
+
+    async def list_controllers(self, _call: Call, request: ListControllers, _body: Sequence[Frame]) -> Answer:
+        """Ask the master; when none answers, ask each controller that this app knows of."""
+        try:
+            answer: ControllersListed = await self._master.call(request, timeout_s=_MASTER_S)
+        except (PeerError, NotMaster, CatalogError):
+            return await self._ask_each()
+        return answer
+
+    async def _ask_each(self) -> ControllersListed:
+        addresses = self._master.known
+        states = await describe_controllers(self._connections, addresses)
+        found = [
+            unreachable("", address) if state is None else state.info
+            for address, state in zip(addresses, states, strict=True)
+        ]
+        return ControllersListed(master="", controllers=tuple(found))
