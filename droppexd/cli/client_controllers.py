@@ -52,7 +52,7 @@ def controller_document(one: ControllerInfo) -> dict[str, object]:
 
 def controller_lines(listed: ControllersListed) -> list[str]:
     """Return the controllers as a table for people, and below it what is wrong."""
-    rows = [("NAME", "ROLE", "TERM", "REVISION", "LAG", "ENGINE", "HEALTH", "ADDRESS")]
+    rows: list[tuple[str, ...]] = [("NAME", "ROLE", "TERM", "REVISION", "LAG", "ENGINE", "HEALTH", "ADDRESS")]
     rows += [_row(one) for one in listed.controllers]
     lines = list(table(rows, right=(2, 3, 4)))
     if not listed.master:

@@ -18,7 +18,15 @@ from droppexd.background import open_background
 from droppexd.catalog.catalogue import Catalogue, open_catalogue
 from droppexd.catalog.changes import Expected
 from droppexd.catalog.group import Group, Mandate
-from droppexd.errors import CatalogError, InvalidRequest, NotMaster, SessionClosed
+from droppexd.errors import (
+    CatalogError,
+    Conflict,
+    DroppexError,
+    IdentityError,
+    InvalidRequest,
+    NotMaster,
+    SessionClosed,
+)
 from droppexd.model import MAX_CONTROLLERS, ClusterStatus, OperationId, normal_name, normal_prefix
 from droppexd.roles.controller_care import Care
 from droppexd.roles.controller_front import Front, Mastership
@@ -80,7 +88,9 @@ STANDBY_S = 2.0
 """A controller that is not the master after so long says that it is ready, as a standby."""
 
 _PAUSE_S = (0.2, 1.0)
-"""Before a controller that was or nearly was the master campaigns again."""
+"""Before a controller that was or nearly was the master campaigns again, and between two looks for one."""
+
+_JOIN_S = 10.0
 
 _MOST_APPS = 256
 """Addresses that a Status takes."""
@@ -294,13 +304,16 @@ class _Controller:
         )
 
     async def keep_session(self, _call: Call, request: KeepSession, _body: Body) -> Answer:
-        """Renew an app's lease; hand it the map when it has another one."""
+        """Renew an app's lease; hand it the map when it has another one.
+
+        A new master, which counts pools as down until it hears of them, leaves apps the map that they have.
+        """
         self._check_term()
         if request.session not in self._leases:
             raise SessionClosed(f"session {request.session:x} is closed; open another")
         self._leases[request.session] = self._clock.now() + self._settings.session_lease_s
         await self._catalogue.raise_floor(request.session, request.floor)
-        fresh = request.map_version == self._pools.version
+        fresh = request.map_version == self._pools.version or not self._pools.settled(self._clock.now())
         return SessionKept(map=None if fresh else self._pools.map())
 
     async def close_session(self, _call: Call, request: CloseSession, _body: Body) -> Answer:
@@ -507,6 +520,7 @@ async def serve_controller(
         )
         controller.front.address = settings.advertise or listener.address
         nursery.start_soon(controller.run)
+        nursery.start_soon(controller.stay_known)
         with trio.move_on_after(math.inf if group.alone else STANDBY_S):
             await started.wait()
         if not started.is_set():
@@ -533,10 +547,38 @@ class _OneOfGroup:
         self._runtime = runtime
         self._settings = settings
         self._started = started
-        boot_id = runtime.entropy.token(16)
+        self._boot_id = boot_id = runtime.entropy.token(16)
         self.front = Front(
             group=group, name=settings.name, boot_id=boot_id, kinds=KINDS, quick=(Lookup,), terms=terms
         )
+
+    async def stay_known(self) -> None:
+        """While this is a standby, tell each master that it sees who and where it is, for ever.
+
+        Raise IdentityError or Conflict when a master cannot have this controller beside it.
+        """
+        known_to = ""
+        while True:
+            await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
+            master = self.front.master
+            if master in ("", known_to, self.front.address):
+                continue
+            request = JoinController(
+                name=self._settings.name,
+                address=self.front.address,
+                boot_id=self._boot_id,
+                cluster_id=self.front.cluster_id,
+            )
+            try:
+                joined, _ = await self._connections.call(master, request, timeout_s=_JOIN_S)
+            except (IdentityError, Conflict):
+                raise
+            except DroppexError as error:
+                log.warning("the master at %s does not know this controller yet: %s", master, error)
+                continue
+            known_to = master
+            self.front.cluster_id, self.front.controllers = joined.cluster_id, joined.controllers
+            log.info("standby of %s term=%d pools=%d", master, joined.term, joined.pools)
 
     async def run(self) -> None:
         """Campaign, be the master, stand by, for ever."""

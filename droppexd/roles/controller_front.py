@@ -64,7 +64,6 @@ class Front:
         self._quick_kinds = tuple(quick)
         self._terms = terms
         self._mastership: Mastership | None = None
-        self._told_master = ""
         self._told_term = 0
 
     def service(self) -> Service:
@@ -99,8 +98,6 @@ class Front:
         if self._mastership is not None:
             return self.address
         known = self._group.master
-        if not known and self._told_term >= self._terms.current:
-            known = self._told_master
         return "" if known == self.address else known
 
     def _not_master(self) -> NotMaster:
@@ -172,6 +169,6 @@ class Front:
         if self.cluster_id and request.cluster_id != self.cluster_id:
             raise IdentityError("this controller belongs to another cluster")
         if call.term >= self._told_term:
-            self._told_term, self._told_master = call.term, request.address
+            self._told_term = call.term
             self.controllers = request.controllers
         return Done()

@@ -157,6 +157,12 @@ class PoolTable:
             )
         return self._map
 
+    def settled(self, now: float) -> bool:
+        """Whether each pool was heard of, or has had the time to be, since this master began."""
+        return now - self._began >= self._down_after_s or all(
+            pool.heard_at is not None for pool in self._pools.values() if not pool.removed
+        )
+
     def infos(self) -> tuple[PoolInfo, ...]:
         """Return all pools, with figures that may be fresher than the map's."""
         return tuple(pool.info() for pool in self._pools.values() if not pool.removed)

@@ -14,6 +14,7 @@ import trio
 from droppexd.catalog.group import SoleGroup
 from droppexd.catalog.simulated import SimulatedDisk as CatalogDisk
 from droppexd.catalog.simulated import SimulatedEngine
+from droppexd.catalog.simulated_group import SharedStore, SimulatedGroup, StoreLink
 from droppexd.client import Client, open_client
 from droppexd.errors import IdentityError
 from droppexd.model import Role
@@ -25,6 +26,7 @@ from droppexd.wire.memory import MemoryNetwork
 from tests.simulation.simulator.surroundings import run_mocked, runtime_of
 
 CHUNK_SIZE = 16 * 1024
+LEASE_S = 10.0
 
 
 @dataclass
@@ -51,6 +53,9 @@ class Cluster:
         self.disks: dict[str, SimulatedDisk] = {}
         self.stores: dict[str, SimulatedStore] = {}
         self.members: dict[str, Member] = {}
+        self.shared: SharedStore | None = None
+        self.links: dict[str, StoreLink] = {}
+        self.controllers: list[str] = []
         self._clients = 0
 
     def _note(self, when, source, target, frames) -> None:
@@ -95,7 +100,37 @@ class Cluster:
                 task_status=task_status,
             )
 
-        await self._start("controller", Role.CONTROLLER, body)
+        member = await self._start("controller", Role.CONTROLLER, body)
+        self.controllers = [member.address]
+
+    async def start_shared(self, controllers: int, pools: int) -> None:
+        """Start several controllers on one store, with pools and an app."""
+        self.shared = SharedStore(SimulatedEngine(self.runtime, self.catalog_disk), lease_s=LEASE_S)
+        for number in range(1, controllers + 1):
+            await self.start_shared_controller(f"controller-{number}")
+        for number in range(1, pools + 1):
+            await self.start_pool(f"pool-{number}")
+        await self.start_app()
+
+    async def start_shared_controller(self, name: str, *, known: bool = True) -> None:
+        """Start one of several controllers; pools and apps that start later know it when it is `known`."""
+        settings = ControllerSettings(name=name, delete_grace_s=5.0)
+        link = self.links[name] = StoreLink(self.shared)
+        link.delay_s = lambda: self.entropy.uniform(0.0005, 0.003)
+
+        async def body(transport, task_status) -> None:
+            await serve_controller(
+                transport=transport,
+                address=f"tcp://127.0.0.1:{7710 + int(name[-1])}",
+                group=SimulatedGroup(link, self.runtime),
+                runtime=self.runtime,
+                settings=settings,
+                task_status=task_status,
+            )
+
+        member = await self._start(name, Role.CONTROLLER, body)
+        if known:
+            self.controllers.append(member.address)
 
     async def start_pool(self, name: str) -> None:
         disk = self.disks.setdefault(name, SimulatedDisk())
@@ -106,7 +141,7 @@ class Cluster:
                 transport=transport,
                 address="tcp://127.0.0.1:0",
                 store=store,
-                controllers=[self.members["controller"].address],
+                controllers=list(self.controllers),
                 runtime=self.runtime,
                 settings=PoolSettings(name=name, machine="one"),
                 task_status=task_status,
@@ -127,7 +162,7 @@ class Cluster:
                         transport=transport,
                         address="tcp://127.0.0.1:0",
                         store=store,
-                        controllers=[self.members["controller"].address],
+                        controllers=list(self.controllers),
                         runtime=self.runtime,
                         settings=PoolSettings(name=name, machine="one"),
                     )
@@ -148,7 +183,7 @@ class Cluster:
             await serve_app(
                 transport=transport,
                 address="tcp://127.0.0.1:7701",
-                controllers=[self.members["controller"].address],
+                controllers=list(self.controllers),
                 runtime=self.runtime,
                 settings=AppSettings(name="app", chunk_size=CHUNK_SIZE),
                 task_status=task_status,
@@ -161,6 +196,8 @@ class Cluster:
         self.network.kill(name)
         if name in self.stores:
             self.stores[name].crash()
+        if name in self.links:
+            self.links[name].dead = True
         self.members[name].scope.cancel()
         await self.members[name].ended.wait()
 

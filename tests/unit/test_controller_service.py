@@ -13,6 +13,7 @@ from droppexd.catalog.group import SoleGroup
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     Conflict,
+    IdentityError,
     InvalidName,
     InvalidRequest,
     NotAuthorised,
@@ -35,6 +36,7 @@ from droppexd.model import (
 )
 from droppexd.roles.controller import ControllerSettings, serve_controller
 from droppexd.runtime import Runtime
+from droppexd.wire.group_messages import JoinController, ListControllers, RemoveController, TellMaster
 from droppexd.wire.memory import MemoryNetwork
 from droppexd.wire.messages import (
     ABSENT,
@@ -535,3 +537,96 @@ def test_the_role_ends_when_another_master_takes_the_catalogue_over():
     with pytest.raises(BaseExceptionGroup) as ended:
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert ended.group_contains(NotMaster)
+
+
+def test_apps_keep_their_map_until_a_new_master_has_heard_of_the_pools():
+    async def main():
+        disk = SimulatedDisk()
+        async with controller(disk) as world:
+            for index in (1, 2, 3):
+                await world.announce(index)
+            opened = await world.open()
+            pools, session = world.pools, world.session
+        async with controller(disk) as world:
+            world.pools = pools
+            keep = KeepSession(session=session, floor=1, map_version=opened.map.version)
+            assert (await world.call(keep)).map is None
+            for number in (1, 2):
+                await world.beat(number)
+            assert (await world.call(keep)).map is None
+            await world.beat(3)
+            told = (await world.call(keep)).map
+            assert [pool.state for pool in told.pools] == ["up"] * 3
+        async with controller(disk) as world:
+            world.pools = pools
+            await world.beat(2)
+            assert (await world.call(keep)).map is None
+            await trio.sleep(11)
+            await world.beat(2)
+            told = (await world.call(keep)).map
+            assert [pool.state for pool in told.pools] == ["down", "up", "down"]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# -- other controllers -----------------------------------------------------------------------------
+
+
+def join(**fields):
+    given = {
+        "name": "second",
+        "address": "tcp://127.0.0.1:7799",
+        "boot_id": bytes(16),
+        "cluster_id": b"",
+    }
+    return JoinController(**(given | fields))
+
+
+@story
+async def test_a_controller_that_joins_learns_what_a_standby_needs(world):
+    joined = await world.call(join())
+    status = (await world.call(GetStatus())).status
+    assert joined.cluster_id == status.cluster_id
+    assert joined.term == status.term
+    assert (joined.engine, joined.endpoints) == ("sqlite", ())
+    assert joined.pools == len(status.pools)
+    assert joined.controllers == (world.address, "tcp://127.0.0.1:7799")
+    assert status.controllers == joined.controllers
+    again = await world.call(join(address="tcp://127.0.0.1:7798"))  # It came back elsewhere.
+    assert again.controllers == (world.address, "tcp://127.0.0.1:7798")
+
+
+@story
+async def test_a_controller_of_another_cluster_or_with_the_masters_address_is_refused(world):
+    with pytest.raises(IdentityError, match="another cluster"):
+        await world.call(join(cluster_id=b"\x07" * 16))
+    with pytest.raises(IdentityError, match="this master itself"):
+        await world.call(join(address=world.address))
+    with pytest.raises(Conflict, match="another name"):
+        await world.call(join(name="master"))
+    assert (await world.call(GetStatus())).status.controllers == (world.address,)
+
+
+@story
+async def test_a_controller_that_does_not_answer_is_told_of_and_can_be_forgotten(world):
+    await world.call(join())
+    listed = await world.call(ListControllers())
+    assert listed.master == world.address
+    assert [(one.name, one.role) for one in listed.controllers] == [
+        ("master", "master"),
+        ("second", "unreachable"),
+    ]
+    assert listed.controllers[0].revision == world.engine.revision
+    with pytest.raises(NotFound, match="master, second"):
+        await world.call(RemoveController(name="third"))
+    with pytest.raises(Conflict, match="stop it"):
+        await world.call(RemoveController(name="master"))
+    await world.call(RemoveController(name="second"))
+    assert [one.name for one in (await world.call(ListControllers())).controllers] == ["master"]
+
+
+@story
+async def test_a_master_of_another_cluster_is_not_listened_to(world):
+    word = TellMaster(cluster_id=b"\x07" * 16, address="tcp://127.0.0.1:1", controllers=())
+    with pytest.raises(IdentityError):
+        await world.call(word)

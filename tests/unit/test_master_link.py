@@ -167,3 +167,18 @@ def test_calls_that_fail_together_move_on_together(play, calls):
         assert trio.current_time() - started < 6  # One attempt at the first, and none again.
 
     play(story)
+
+
+def test_a_masters_word_is_followed_and_its_controllers_are_asked_too(play):
+    async def story(stage):
+        (gone, first, _), addresses = await controllers(stage, "gone", "first", "second")
+        gone.error = NotMaster("no idea")
+        link = await link_to(stage, addresses[0])
+        link.follow(addresses[1], addresses[1:])
+        assert (await link.call(Ping(), timeout_s=5)).name == "first"
+        assert gone.asked == 0
+        first.error = NotMaster("not any more")
+        assert (await link.call(Ping(), timeout_s=5)).name == "second"
+        assert link.known == tuple(addresses)
+
+    play(story)
