@@ -213,11 +213,22 @@ class Config:
         Option(
             _listed(_peer_address),
             "Where the controllers are. Not needed by a process that is the controller itself.",
-            ("--controller", "--master"),
+            ("--controller",),
             "ADDRESS",
             repeatable=True,
         ),
     ] = (f"tcp://127.0.0.1:{CONTROLLER_PORT}",)
+    master: Annotated[
+        tuple[str, ...],
+        Option(
+            _listed(_peer_address),
+            "A controller of a cluster that runs, master or not: a controller joins that cluster, and pools "
+            "and apps look for their master there first.",
+            ("--master",),
+            "ADDRESS",
+            repeatable=True,
+        ),
+    ] = ()
     data: Annotated[
         str,
         Option(
@@ -517,8 +528,10 @@ def _resolved(config: Config, origins: Origins, hostname: Callable[[], str]) -> 
             changes[f"{role}_listen"] = config.listen
         if role != Role.APP and _outranks("data", f"{role}_data", origins) and config.data:
             changes[f"{role}_data"] = config.data if alone else str(Path(config.data) / role)
-    if Role.CONTROLLER in config.roles and "controllers" not in origins:
-        changes["controllers"] = ()
+    controllers = config.controllers
+    if "controllers" not in origins and (config.master or Role.CONTROLLER in config.roles):
+        controllers = ()
+    changes["controllers"] = tuple(dict.fromkeys((*config.master, *controllers)))
     return changes
 
 
@@ -542,6 +555,14 @@ def _complaints(config: Config, origins: Origins) -> list[str]:
         problems.append("controller.replace_after must be at least controller.down_after")
     if config.pool_repair_limit < _LEAST_REPAIR:
         problems.append("pool.repair_limit must be at least 64 KiB")
+    if Role.CONTROLLER in config.roles:
+        own = {config.controller_listen, config.controller_advertise}
+        problems.extend(
+            f"--master {address} is this controller itself; name another one, or leave it out to begin a "
+            "cluster"
+            for address in config.master
+            if address in own
+        )
     if Role.APP in config.roles and config.app_buffer < 32 * _MIB:
         problems.append("app.buffer must be at least 32 MiB: a few chunks in flight")
     return problems

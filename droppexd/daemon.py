@@ -13,19 +13,21 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple
 
 import trio
 
 from droppexd.config import Config
-from droppexd.errors import ConfigError, StoreError
+from droppexd.errors import ConfigError, IdentityError, StoreError
 from droppexd.folders import make_folder
 from droppexd.model import Role
 from droppexd.runtime import Runtime
 
 if TYPE_CHECKING:
+    from droppexd.catalog.group import Group
+    from droppexd.catalog.membership import Membership
     from droppexd.wire.keys import TransportKeys
     from droppexd.wire.transport import Transport
 
@@ -203,8 +205,8 @@ class _Process:
         config = self._config
         data = "" if role == Role.APP else str(config.folder(role).absolute())
         log.info("%s ready name=%s address=%s data=%s", role, config.name, address, data or "-")
-        if role == Role.CONTROLLER and not self._controllers:
-            self._controllers = (address,)
+        if role == Role.CONTROLLER and (self._config.master or not self._controllers):
+            self._controllers = (*self._controllers, address)
         self._report(Ready(role, config.name, address, data))
 
     async def _run_role(self, role: Role, running: _Running, started: _Started) -> None:
@@ -220,18 +222,18 @@ class _Process:
             running.ended.set()
 
     async def _controller(self, transport: "Transport", started: _Started) -> None:
-        from droppexd.catalog.group import SoleGroup
-        from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
         from droppexd.roles.controller import ControllerSettings, serve_controller
 
         config = self._config
         folder = await self._runtime.run_blocking(_make_folder, config.folder(Role.CONTROLLER))
-        async with open_sqlite_engine(folder / CATALOGUE_FILE, self._runtime) as engine:
+        membership = await self._membership(transport, folder)
+        async with _open_group(folder, membership, self._runtime) as group:
             await serve_controller(
                 transport=transport,
                 address=config.controller_listen,
-                group=SoleGroup(engine),
+                group=group,
                 runtime=self._runtime,
+                cluster_id=membership.cluster_id if membership else b"",
                 settings=ControllerSettings(
                     name=config.name,
                     advertise=config.controller_advertise,
@@ -243,6 +245,33 @@ class _Process:
                 ),
                 task_status=started,
             )
+
+    async def _membership(self, transport: "Transport", folder: Path) -> "Membership | None":
+        """Return which cluster this controller is one of several of; None when it is alone or begins one."""
+        from droppexd.catalog.membership import Membership, read_membership, write_membership
+        from droppexd.catalog.sqlite import CATALOGUE_FILE
+        from droppexd.roles.joining import ask_group
+        from droppexd.wire.rpc import Terms, open_connections
+
+        known = await self._runtime.run_blocking(read_membership, folder)
+        if known is not None or not self._config.master:
+            return known
+        if (folder / CATALOGUE_FILE).exists():
+            raise IdentityError(
+                f"{folder} holds a catalogue already, so this controller cannot join another cluster; give "
+                "it an empty folder with --data"
+            )
+        async with open_connections(transport, terms=Terms()) as connections:
+            described = await ask_group(connections, self._config.master)
+        joined = Membership(
+            cluster_id=described.cluster_id,
+            engine=described.engine,
+            endpoints=described.endpoints,
+            prefix=described.prefix,
+            controllers=self._config.master,
+        )
+        await self._runtime.run_blocking(write_membership, folder, joined)
+        return joined
 
     async def _pool(self, transport: "Transport", started: _Started) -> None:
         from droppexd.allocator import tune_allocator
@@ -301,6 +330,21 @@ class _Process:
             ),
             task_status=started,
         )
+
+
+@asynccontextmanager
+async def _open_group(
+    folder: Path, membership: "Membership | None", runtime: Runtime
+) -> "AsyncIterator[Group]":
+    """Open the engine of a controller, and yield its group."""
+    from droppexd.catalog.group import SoleGroup
+    from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
+
+    if membership is not None:
+        reason = f"the cluster keeps its catalogue in {membership.engine}, which takes no second controller"
+        raise ConfigError([reason])
+    async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
+        yield SoleGroup(engine)
 
 
 def _make_folder(folder: Path) -> Path:

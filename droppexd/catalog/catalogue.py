@@ -83,7 +83,15 @@ from droppexd.catalog.repairs import (
     ReleaseGarbage,
 )
 from droppexd.catalog.state import Session, State
-from droppexd.errors import CatalogError, DroppexError, NotFound, NotMaster, SessionClosed, StaleRead
+from droppexd.errors import (
+    CatalogError,
+    DroppexError,
+    IdentityError,
+    NotFound,
+    NotMaster,
+    SessionClosed,
+    StaleRead,
+)
 from droppexd.held import Held
 from droppexd.model import (
     MISSING,
@@ -698,10 +706,16 @@ class Identity(NamedTuple):
     term_revision: int
 
 
-async def _begin_term(engine: Engine, runtime: Runtime) -> Identity:
-    """Begin the next term, and in an empty engine a new cluster."""
+async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes) -> Identity:
+    """Begin the next term, and in an empty engine a new cluster, unless one is expected there."""
     while True:
         cluster, term = await engine.get((CLUSTER, TERM))
+        found = unpack_fields(cluster.value, "cluster")[0] if cluster else b""
+        if expected and found != expected:
+            raise IdentityError(
+                f"this controller is of the cluster {expected.hex()}, and its catalogue "
+                + (f"of {found.hex()}" if found else "is empty")
+            )
         compare = [Compare(TERM, term.revision if term else 0)]
         number = unpack_fields(term.value, "term")[0] + 1 if term else 1
         then = [Operation(TERM, pack_fields((number,)))]
@@ -754,14 +768,15 @@ async def _read_state(engine: Engine) -> State:
 
 @asynccontextmanager
 async def open_catalogue(
-    engine: Engine, runtime: Runtime, *, delete_grace_s: float = 60.0
+    engine: Engine, runtime: Runtime, *, delete_grace_s: float = 60.0, cluster_id: bytes = b""
 ) -> AsyncIterator[Catalogue]:
     """Become the master of the catalogue in this engine: begin a term and open it.
 
     The engine stays the caller's. Garbage is kept for `delete_grace_s`, and for as long after each opening.
-    Raise CatalogError when the catalogue cannot be read or written.
+    Raise CatalogError when the catalogue cannot be read or written, and IdentityError when it is not of the
+    cluster `cluster_id`, where that is given.
     """
-    identity = await _begin_term(engine, runtime)
+    identity = await _begin_term(engine, runtime, cluster_id)
     catalogue = Catalogue(engine, runtime, await _read_state(engine), delete_grace_s, identity)
     async with open_background() as nursery:
         nursery.start_soon(catalogue.write)

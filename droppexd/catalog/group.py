@@ -60,6 +60,11 @@ class Group(Protocol):
         ...
 
     @property
+    def prefix(self) -> str:
+        """What the engine's keys begin with, for a controller that joins."""
+        ...
+
+    @property
     def master(self) -> str:
         """The address of the controller that has the mandate, as far as this one knows; empty: nobody."""
         ...
@@ -93,6 +98,7 @@ class SoleGroup:
     kind = "sqlite"
     alone = True
     endpoints: Sequence[str] = ()
+    prefix = ""
     health = Health()
 
     def __init__(self, engine: Engine) -> None:

@@ -211,6 +211,7 @@ class SimulatedGroup:
     kind = "simulated"
     alone = False
     endpoints: Sequence[str] = ("simulated:",)
+    prefix = ""
 
     def __init__(self, link: StoreLink, runtime: Runtime) -> None:
         self._link = link

@@ -151,7 +151,6 @@ class _Controller:
     def __init__(
         self,
         catalogue: Catalogue,
-        group: Group,
         front: Front,
         connections: Connections,
         terms: Terms,
@@ -159,8 +158,6 @@ class _Controller:
         settings: ControllerSettings,
     ) -> None:
         self._catalogue = catalogue
-        self._group = group
-        self._front = front
         self._terms = terms
         self._clock = runtime.clock
         self._settings = settings
@@ -183,7 +180,6 @@ class _Controller:
         self.restore = RestoreWatch(catalogue, self._pools)
         self.peers = Peers(
             catalogue=catalogue,
-            group=group,
             front=front,
             connections=connections,
             clock=runtime.clock,
@@ -495,6 +491,7 @@ async def serve_controller(
     group: Group,
     runtime: Runtime,
     settings: ControllerSettings,
+    cluster_id: bytes = b"",
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be a controller until cancelled: the master whenever the group says so, otherwise a standby.
@@ -502,12 +499,14 @@ async def serve_controller(
     Started with the bound address: when it is the master, or has waited for that for STANDBY_S. Transport and
     group are the caller's; the caller closes the engine when this has returned. A controller that is alone
     ends with CatalogError when its catalogue cannot be read or written, and with NotMaster when another took
-    over; one of several stands by then.
+    over; one of several stands by then. IdentityError is raised when the catalogue is not of the cluster
+    `cluster_id`, where that is given.
     """
     terms = Terms()
     started = trio.Event()
     async with open_connections(transport, terms=terms) as connections, open_background() as nursery:
         controller = _OneOfGroup(connections, group, terms, runtime, settings, started)
+        controller.front.cluster_id = cluster_id
         listener: Listener = await nursery.start(
             partial(
                 serve,
@@ -596,10 +595,12 @@ class _OneOfGroup:
     async def _lead(self, mandate: Mandate) -> None:
         """Be the master until the mandate is lost."""
         settings, grace_s = self._settings, self._settings.delete_grace_s
-        async with open_catalogue(mandate.engine, self._runtime, delete_grace_s=grace_s) as catalogue:
+        async with open_catalogue(
+            mandate.engine, self._runtime, delete_grace_s=grace_s, cluster_id=self.front.cluster_id
+        ) as catalogue:
             self._terms.observe(catalogue.term)
             controller = _Controller(
-                catalogue, self._group, self.front, self._connections, self._terms, self._runtime, settings
+                catalogue, self.front, self._connections, self._terms, self._runtime, settings
             )
             try:
                 await controller.peers.enter(settings.name)

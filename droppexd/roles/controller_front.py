@@ -12,7 +12,13 @@ from typing import Any
 from droppexd.catalog.group import Group
 from droppexd.errors import CatalogError, DroppexError, IdentityError, LocalProtocolError, NotMaster
 from droppexd.model import ControllerInfo, ControllerRole, Role
-from droppexd.wire.group_messages import ControllerState, DescribeController, TellMaster
+from droppexd.wire.group_messages import (
+    ControllerState,
+    DescribeController,
+    DescribeGroup,
+    GroupDescribed,
+    TellMaster,
+)
 from droppexd.wire.messages import Done, Ping, Pong, Request
 from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
 from droppexd.wire.transport import Frame
@@ -71,6 +77,7 @@ class Front:
         own: dict[type[Request[Any]], Handler] = {
             Ping: self.ping,
             DescribeController: self.describe,
+            DescribeGroup: self.describe_group,
             TellMaster: self.tell_master,
         }
         return Service(
@@ -148,6 +155,16 @@ class Front:
     async def describe(self, _call: Call, _request: DescribeController, _body: Body) -> Answer:
         """Say how this controller is."""
         return ControllerState(info=self.info(), boot_id=self._boot_id, cluster_id=self.cluster_id)
+
+    async def describe_group(self, _call: Call, _request: DescribeGroup, _body: Body) -> Answer:
+        """Say what a controller must know to take part."""
+        return GroupDescribed(
+            cluster_id=self.cluster_id,
+            engine=self._group.kind,
+            endpoints=tuple(self._group.endpoints),
+            prefix=self._group.prefix,
+            master=self.address if self._mastership is not None else self.master,
+        )
 
     def info(self) -> ControllerInfo:
         """Return how this controller is."""

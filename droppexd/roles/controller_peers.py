@@ -13,7 +13,6 @@ from typing import Any
 import trio
 
 from droppexd.catalog.catalogue import Catalogue
-from droppexd.catalog.group import Group
 from droppexd.errors import Conflict, DroppexError, IdentityError, NotFound
 from droppexd.model import ControllerInfo, ControllerRecord, Membership
 from droppexd.roles.controller_front import Front
@@ -50,14 +49,12 @@ class Peers:
         self,
         *,
         catalogue: Catalogue,
-        group: Group,
         front: Front,
         connections: Connections,
         clock: Clock,
         check_term: Callable[[], None],
     ) -> None:
         self._catalogue = catalogue
-        self._group = group
         self._front = front
         self._connections = connections
         self._clock = clock
@@ -120,8 +117,6 @@ class Peers:
             cluster_id=catalogue.cluster_id,
             incarnation=catalogue.incarnation,
             term=catalogue.term,
-            engine=self._group.kind,
-            endpoints=tuple(self._group.endpoints),
             controllers=self.addresses,
             pools=len(catalogue.pools),
         )

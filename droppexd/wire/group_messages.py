@@ -20,16 +20,11 @@ Endpoints = Annotated[tuple[Address, ...], Bounds(0, MAX_ENDPOINTS)]
 
 @message(121)
 class Joined(Reply):
-    """The controller is known to the catalogue. This is what it must know to stand by.
-
-    `endpoints` are where the engine is; they are empty where each controller has its own.
-    """
+    """The controller is known to the catalogue, and stands by."""
 
     cluster_id: Token16
     incarnation: Token16
     term: int
-    engine: Label
-    endpoints: Endpoints
     controllers: ControllerAddresses
     pools: int
 
@@ -69,6 +64,26 @@ class ControllersListed(Reply):
 @message(124, reply=ControllersListed, callers=_CLIENT)
 class ListControllers(Request[ControllersListed]):
     """Ask which controllers there are. Asked of an app, which asks each of them."""
+
+
+@message(129)
+class GroupDescribed(Reply):
+    """What a controller must know to take part.
+
+    `cluster_id` is empty when the one asked does not know it yet. `endpoints` are where the engine is, and
+    `prefix` is what its keys begin with; both are empty where each controller has an engine of its own.
+    """
+
+    cluster_id: BootId
+    engine: Label
+    endpoints: Endpoints
+    prefix: Label
+    master: Annotated[str, Bounds(0, 256)]
+
+
+@message(128, reply=GroupDescribed, callers=_CONTROLLER)
+class DescribeGroup(Request[GroupDescribed]):
+    """A controller that is to join asks another, master or not, what it must know."""
 
 
 @message(126, reply=Done, callers=_CONTROLLER)

@@ -16,6 +16,7 @@ from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     CatalogError,
     Conflict,
+    IdentityError,
     InvalidRequest,
     NotEnoughShards,
     NotFound,
@@ -958,3 +959,23 @@ def test_a_caller_whose_catalogue_closes_is_not_told_that_all_went_well():
         assert len(failures) == 1
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_catalogue_of_another_cluster_is_not_taken_for_ones_own():
+    async def main():
+        engine = SimulatedEngine(RUNTIME)
+        with pytest.raises(IdentityError, match="is empty"):
+            async with open_catalogue(engine, RUNTIME, cluster_id=bytes(16)):
+                pass
+        assert engine.revision == 0
+        async with open_catalogue(engine, RUNTIME) as catalogue:
+            own = catalogue.cluster_id
+        revision = engine.revision
+        with pytest.raises(IdentityError, match="of the cluster 0000"):
+            async with open_catalogue(engine, RUNTIME, cluster_id=bytes(16)):
+                pass
+        assert engine.revision == revision
+        async with open_catalogue(engine, RUNTIME, cluster_id=own) as catalogue:
+            assert catalogue.term == 2
+
+    trio.run(main)

@@ -36,7 +36,13 @@ from droppexd.model import (
 )
 from droppexd.roles.controller import ControllerSettings, serve_controller
 from droppexd.runtime import Runtime
-from droppexd.wire.group_messages import JoinController, ListControllers, RemoveController, TellMaster
+from droppexd.wire.group_messages import (
+    DescribeGroup,
+    JoinController,
+    ListControllers,
+    RemoveController,
+    TellMaster,
+)
 from droppexd.wire.memory import MemoryNetwork
 from droppexd.wire.messages import (
     ABSENT,
@@ -588,7 +594,9 @@ async def test_a_controller_that_joins_learns_what_a_standby_needs(world):
     status = (await world.call(GetStatus())).status
     assert joined.cluster_id == status.cluster_id
     assert joined.term == status.term
-    assert (joined.engine, joined.endpoints) == ("sqlite", ())
+    group = await world.call(DescribeGroup())
+    assert (group.engine, group.endpoints, group.prefix) == ("sqlite", (), "")
+    assert (group.cluster_id, group.master) == (joined.cluster_id, world.address)
     assert joined.pools == len(status.pools)
     assert joined.controllers == (world.address, "tcp://127.0.0.1:7799")
     assert status.controllers == joined.controllers

@@ -1,0 +1,92 @@
+"""What a controller that joined a cluster remembers of it: which cluster, and where its engine is.
+
+The file is for people too. Without it, a controller that is started again without `--master` would begin a
+cluster of its own.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from droppexd.errors import CatalogError
+from droppexd.folders import flush_folder
+
+MEMBERSHIP_FILE = "cluster.json"
+"""Its name in a controller's folder."""
+
+_FORMAT = 1
+_MOST_BYTES = 64 * 1024
+
+
+class Membership(NamedTuple):
+    """Which cluster a controller is of, and how its group meets."""
+
+    cluster_id: bytes
+    engine: str
+    endpoints: tuple[str, ...] = ()
+    prefix: str = ""
+    controllers: tuple[str, ...] = ()
+    """Who was asked; they are asked again at the next start."""
+
+
+def read_membership(folder: Path) -> Membership | None:
+    """Return what is remembered in this folder, or None. Blocking. Raise CatalogError when it is damaged."""
+    path = folder / MEMBERSHIP_FILE
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return _parsed(text)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CatalogError(
+            f"{path} is damaged ({error}); take it away and start this controller with --master"
+        ) from error
+
+
+def _parsed(text: bytes) -> Membership:
+    if len(text) > _MOST_BYTES:
+        raise ValueError("it is too long")
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
+        raise ValueError("not a format that this release reads")
+    cluster_id = bytes.fromhex(fields["cluster_id"])
+    if len(cluster_id) != 16:
+        raise ValueError("not the id of a cluster")
+    texts = (fields["engine"], fields["prefix"], *fields["endpoints"], *fields["controllers"])
+    if not all(isinstance(text, str) and len(text) <= 256 for text in texts) or len(texts) > 2 + 2 * 64:
+        raise ValueError("fields of a wrong kind")
+    return Membership(
+        cluster_id=cluster_id,
+        engine=fields["engine"],
+        endpoints=tuple(fields["endpoints"]),
+        prefix=fields["prefix"],
+        controllers=tuple(fields["controllers"]),
+    )
+
+
+def write_membership(folder: Path, membership: Membership) -> None:
+    """Remember it, durably: old or new, there is a whole file at any moment. Blocking. Raise CatalogError."""
+    path = folder / MEMBERSHIP_FILE
+    fields = {
+        "format": _FORMAT,
+        "cluster_id": membership.cluster_id.hex(),
+        "engine": membership.engine,
+        "endpoints": list(membership.endpoints),
+        "prefix": membership.prefix,
+        "controllers": list(membership.controllers),
+    }
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("w") as file:
+            file.write(json.dumps(fields, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        flush_folder(folder)
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be written: {error.strerror}") from error
