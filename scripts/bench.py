@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import bench_catalog
 import bench_reconcile
 import bench_repair
 from bench_processes import MB, process, reset_peak, usage_of
@@ -430,6 +431,17 @@ class RepairBench:
         return median(rates["put"]), median(rates["get"])
 
 
+def run_catalog(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Measure the catalogue."""
+    needed = options.files * bench_catalog.DISK_BYTES
+    if shutil.disk_usage(options.data).free < needed:
+        parser.error(f"{options.data} has less than {needed // MIB} MiB free; choose another --data")
+    table = Table()
+    bench_catalog.run(options.data, options.files, table)
+    if options.json:
+        table.write(options.json)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Measure droppex against a floor of bare ZeroMQ.")
@@ -465,7 +477,18 @@ def main() -> None:
         metavar="N",
         help="shards of a pool for that; 1000000 take some minutes to make (default: %(default)s)",
     )
+    parser.add_argument("--catalog", action="store_true", help="measure the catalogue, and nothing else")
+    parser.add_argument(
+        "--files",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="files for that; 10000000 take half an hour to make (default: %(default)s)",
+    )
     options = parser.parse_args()
+    if options.catalog:
+        run_catalog(options, parser)
+        return
     needed = 0 if options.reconcile else (14 if options.repair else 7) * options.size * MIB
     if options.repair or options.reconcile:
         needed = max(needed, options.shards * bench_reconcile.DISK_BYTES)
