@@ -82,6 +82,7 @@ class Batch:
         self._totals = state.totals
         self._next_pool = state.next_pool
         self._epoch = -1
+        self._bytes = 0
         self._after: list[Callable[[], None]] = []
         self.large_changed = False
         """Whether a version of several extents came, went or moved."""
@@ -108,10 +109,17 @@ class Batch:
     def put(self, key: bytes, value: bytes) -> None:
         """Write a value."""
         self._seen[key] = self._writes[key] = value
+        self._bytes += len(key) + len(value)
 
     def delete(self, key: bytes) -> None:
         """Delete a key."""
         self._seen[key] = self._writes[key] = None
+        self._bytes += len(key)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the transaction has so far, at most."""
+        return self._bytes
 
     @property
     def size(self) -> int:

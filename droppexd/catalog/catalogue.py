@@ -87,6 +87,7 @@ from droppexd.errors import (
     CatalogError,
     DroppexError,
     IdentityError,
+    InvalidRequest,
     NotFound,
     NotMaster,
     SessionClosed,
@@ -118,6 +119,10 @@ MAX_BATCH_KEYS = 8192
 
 FLOOR_STEP = 1000
 """A session's floor that rose by so much is made durable."""
+
+_EXTENT_BYTES = 350
+"""In one transaction, for each extent of a version: its record, and if it replaces another as large, the
+removal of that with an entry for each pool that must confirm."""
 
 _RULING_BITS = 32
 _START_BYTES = 3
@@ -379,8 +384,15 @@ class Catalogue:
     ) -> Receipt:
         """Make an uploaded version visible under a (normal) name.
 
-        Raise Conflict, NotEnoughShards, SessionClosed, and InvalidRequest for what no app should send.
+        Raise Conflict, NotEnoughShards, SessionClosed, and InvalidRequest for what no app should send, or
+        what is more than the engine takes in one transaction.
         """
+        most = self._engine.most_bytes // _EXTENT_BYTES
+        if len(version.extents) > most:
+            raise InvalidRequest(
+                f"{name!r} has {len(version.extents)} extents, and this catalogue takes files of up to "
+                f"{most}; store it in parts"
+            )
         return await self._change(CommitVersion(operation, name, expected, version, extents, note))
 
     async def remove(self, operation: OperationId, name: str, expected: Expected) -> VersionId:
@@ -635,7 +647,7 @@ class Catalogue:
         batch = Batch(self._engine, self._state, self._grace, self._runtime)
         await batch.load([key for one in waiting for key in one.change.reads()])
         for index, one in enumerate(waiting):
-            if batch.size > MAX_BATCH_KEYS:
+            if batch.size > MAX_BATCH_KEYS or batch.bytes > self._engine.most_bytes // 4:
                 self._waiting.extendleft(reversed(waiting[index:]))
                 del waiting[index:]
                 break

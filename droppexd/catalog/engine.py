@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 MAX_KEY_BYTES = 2048
 MAX_VALUE_BYTES = 1024 * 1024
 MAX_RANGE = 10_000
+MOST_BYTES = 64 * 1024 * 1024
+"""Of keys and values in one transaction, where an engine says nothing else."""
 
 
 class Entry(NamedTuple):
@@ -48,6 +50,11 @@ class LogEntry(NamedTuple):
 
 class Engine(Protocol):
     """An ordered key-value store with transactions and a log."""
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes of keys and values a transaction may have."""
+        ...
 
     @property
     def revision(self) -> int:

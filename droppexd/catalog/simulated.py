@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from droppexd.catalog.engine import Compare, Entry, LogEntry, Operation
+from droppexd.catalog.engine import MOST_BYTES, Compare, Entry, LogEntry, Operation
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
 from droppexd.errors import CatalogError
@@ -52,6 +52,8 @@ async def flush_at_once() -> None:
 
 class SimulatedEngine:
     """An Engine on a SimulatedDisk. Deterministic; `flush` says how long a flush takes."""
+
+    most_bytes = MOST_BYTES
 
     def __init__(
         self,

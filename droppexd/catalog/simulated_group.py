@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from droppexd.background import open_background
-from droppexd.catalog.engine import Compare, Engine, Entry, LogEntry, Operation
+from droppexd.catalog.engine import MOST_BYTES, Compare, Engine, Entry, LogEntry, Operation
 from droppexd.catalog.group import Health, Mandate
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.catalog.watching import Watch
@@ -123,6 +123,8 @@ class StoreLink:
 
 class LinkedEngine:
     """The store's engine as the master of one mandate uses it."""
+
+    most_bytes = MOST_BYTES
 
     def __init__(self, link: StoreLink, mandate: int) -> None:
         self._link = link

@@ -24,7 +24,7 @@ import trio
 
 from droppexd.background import open_background
 from droppexd.brief import BriefWork
-from droppexd.catalog.engine import Compare, Entry, LogEntry, Operation
+from droppexd.catalog.engine import MOST_BYTES, Compare, Entry, LogEntry, Operation
 from droppexd.catalog.replacement import finish_replacement
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
@@ -247,6 +247,8 @@ class SqliteEngine:
 
     Reads of up to INLINE_ENTRIES entries do not yield to other tasks.
     """
+
+    most_bytes = MOST_BYTES
 
     def __init__(self, file: _File, runtime: Runtime) -> None:
         self._file = file

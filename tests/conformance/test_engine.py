@@ -1,5 +1,9 @@
-"""What every engine of the catalogue does: one suite for SQLite and the simulated one."""
+"""What every engine of the catalogue does: one suite for SQLite, etcd and the simulated one.
 
+Revisions are told from where the engine was when it was opened: an election of etcd counts among them.
+"""
+
+import os
 import shutil
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,10 +13,12 @@ import trio
 import trio.testing
 
 from droppexd.catalog.engine import MAX_KEY_BYTES, Compare, Operation
+from droppexd.catalog.etcd_group import EtcdSettings, open_etcd_group
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.catalog.sqlite import open_sqlite_engine
 from droppexd.errors import CatalogError, LocalProtocolError
 from droppexd.runtime import Runtime
+from tests.etcd_servers import Etcd, require_etcd, wipe
 
 
 class FixedClock:
@@ -31,6 +37,14 @@ class NoEntropy:
         return low
 
 
+class SomeEntropy:
+    def token(self, size_bytes):
+        return os.urandom(size_bytes)
+
+    def uniform(self, low, high):
+        return low
+
+
 async def run_inline(function, *args):
     await trio.lowlevel.checkpoint()
     return function(*args)
@@ -38,6 +52,8 @@ async def run_inline(function, *args):
 
 class SqliteHarness:
     """Opens the file; a crash is a copy of it as it is, opened elsewhere."""
+
+    alone = True
 
     def __init__(self, folder: Path):
         self.path = folder / "catalogue"
@@ -60,6 +76,8 @@ class SqliteHarness:
 
 
 class SimulatedHarness:
+    alone = True
+
     def __init__(self, folder: Path):
         self.disk = SimulatedDisk()
         self.broken = False
@@ -85,14 +103,56 @@ class SimulatedHarness:
         self.broken = True
 
 
-@pytest.fixture(params=[SqliteHarness, SimulatedHarness], ids=["sqlite", "simulated"])
+class EtcdHarness:
+    """Three real servers; a crash kills and starts them all, and each opening is a mandate of its own."""
+
+    alone = False
+    """Elections count among the revisions."""
+
+    def __init__(self, etcd: Etcd):
+        self.etcd = etcd
+        self.runtime = Runtime(
+            clock=FixedClock(), entropy=SomeEntropy(), run_blocking=trio.to_thread.run_sync
+        )
+
+    @asynccontextmanager
+    async def open(self, keep_revisions=1_000_000):
+        settings = EtcdSettings(self.etcd.endpoints, lease_s=5, txn_s=3.0, keep_revisions=keep_revisions)
+        async with (
+            open_etcd_group(settings, self.runtime) as group,
+            group.campaign("tcp://127.0.0.1:1") as mandate,
+        ):
+            yield mandate.engine
+
+    def crash(self, _engine):
+        self.etcd.kill()
+        self.etcd.start()
+
+    def break_disk(self, _engine):
+        self.etcd.kill()
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory):
+    require_etcd()
+    etcd = Etcd(tmp_path_factory.mktemp("etcd"))
+    yield etcd
+    etcd.kill()
+
+
+@pytest.fixture(params=["sqlite", "simulated", "etcd"])
 def harness(request, tmp_path):
-    return request.param(tmp_path)
+    if request.param == "etcd":
+        etcd = request.getfixturevalue("etcd")
+        etcd.start()
+        wipe(etcd.endpoints[0])
+        return EtcdHarness(etcd)
+    return {"sqlite": SqliteHarness, "simulated": SimulatedHarness}[request.param](tmp_path)
 
 
 def run(main):
     async def bounded():
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await main()
 
     trio.run(bounded)
@@ -105,12 +165,14 @@ async def put(engine, *pairs):
 def test_what_was_put_is_there_with_its_revision(harness):
     async def main():
         async with harness.open() as engine:
-            assert engine.revision == 0
-            assert await put(engine, (b"a", b"1"), (b"b", b"2")) == 1
-            assert await put(engine, (b"a", b"3")) == 2
-            assert engine.revision == 2
-            assert await engine.get([b"b", b"none", b"a"]) == [(b"b", b"2", 1), None, (b"a", b"3", 2)]
-            assert await engine.get([b"a"]) == [(b"a", b"3", 2)]
+            first = engine.revision
+            assert first == 0 or not harness.alone
+            assert await put(engine, (b"a", b"1"), (b"b", b"2")) == first + 1
+            assert await put(engine, (b"a", b"3")) == first + 2
+            assert engine.revision == first + 2
+            found = await engine.get([b"b", b"none", b"a"])
+            assert found == [(b"b", b"2", first + 1), None, (b"a", b"3", first + 2)]
+            assert await engine.get([b"a"]) == [(b"a", b"3", first + 2)]
             assert await engine.get([]) == []
 
     run(main)
@@ -135,11 +197,12 @@ def test_ranges_are_ordered_half_open_and_limited(harness):
 def test_deleting_removes_and_compares_as_absent(harness):
     async def main():
         async with harness.open() as engine:
+            first = engine.revision
             await put(engine, (b"a", b"1"), (b"b", b"1"))
             await put(engine, (b"a", None), (b"never", None))
             assert await engine.get([b"a"]) == [None]
             assert [e.key for e in await engine.range(b"", b"z", 10)] == [b"b"]
-            assert await engine.txn([Compare(b"a", 0)], [Operation(b"a", b"2")]) == 3
+            assert await engine.txn([Compare(b"a", 0)], [Operation(b"a", b"2")]) == first + 3
 
     run(main)
 
@@ -147,13 +210,14 @@ def test_deleting_removes_and_compares_as_absent(harness):
 def test_a_transaction_whose_compare_fails_changes_nothing(harness):
     async def main():
         async with harness.open() as engine:
-            await put(engine, (b"a", b"1"))
+            one = await put(engine, (b"a", b"1"))
             assert await engine.txn([Compare(b"a", 0)], [Operation(b"b", b"2")]) is None
-            assert await engine.txn([Compare(b"a", 1), Compare(b"c", 7)], [Operation(b"b", b"2")]) is None
+            assert await engine.txn([Compare(b"a", one), Compare(b"c", 7)], [Operation(b"b", b"2")]) is None
             assert await engine.get([b"b"]) == [None]
-            assert engine.revision == 1
-            assert await engine.txn([Compare(b"a", 1), Compare(b"b", 0)], [Operation(b"b", b"2")]) == 2
-            assert await engine.txn([Compare(b"a", 1)], []) == 2
+            assert engine.revision == one
+            two = await engine.txn([Compare(b"a", one), Compare(b"b", 0)], [Operation(b"b", b"2")])
+            assert two == one + 1
+            assert await engine.txn([Compare(b"a", one)], []) == two
 
     run(main)
 
@@ -162,6 +226,7 @@ def test_of_rivals_at_the_same_time_just_one_wins(harness):
     async def main():
         async with harness.open() as engine:
             results = []
+            first = engine.revision
 
             async def rival(i):
                 revision = await engine.txn([Compare(b"lock", 0)], [Operation(b"lock", b"%d" % i)])
@@ -174,7 +239,7 @@ def test_of_rivals_at_the_same_time_just_one_wins(harness):
             assert len(winners) == 1
             (entry,) = await engine.get([b"lock"])
             assert entry.value == b"%d" % winners[0][1]
-            assert engine.revision == 1
+            assert engine.revision == first + 1
 
     run(main)
 
@@ -183,6 +248,7 @@ def test_transactions_that_wait_together_are_each_seen_when_acknowledged(harness
     async def main():
         async with harness.open() as engine:
             revisions = []
+            first = engine.revision
 
             async def one(i):
                 revision = await put(engine, (b"k%d" % i, b"v"))
@@ -193,7 +259,7 @@ def test_transactions_that_wait_together_are_each_seen_when_acknowledged(harness
             async with trio.open_nursery() as nursery:
                 for i in range(50):
                     nursery.start_soon(one, i)
-            assert sorted(revisions) == list(range(1, 51))
+            assert sorted(revisions) == list(range(first + 1, first + 51))
 
     run(main)
 
@@ -203,12 +269,13 @@ def test_what_was_acknowledged_survives_a_crash(harness):
         async with harness.open() as engine:
             for i in range(20):
                 await put(engine, (b"k%02d" % i, b"v"))
-            await put(engine, (b"k00", None))
+            last = await put(engine, (b"k00", None))
             harness.crash(engine)
         async with harness.open() as engine:
-            assert engine.revision == 21
+            opened = engine.revision
+            assert opened == last if harness.alone else opened > last
             assert len(await engine.range(b"", b"z", 100)) == 19
-            assert await put(engine, (b"more", b"v")) == 22
+            assert await put(engine, (b"more", b"v")) == opened + 1
 
     run(main)
 
@@ -216,11 +283,11 @@ def test_what_was_acknowledged_survives_a_crash(harness):
 def test_closing_and_opening_keeps_everything(harness):
     async def main():
         async with harness.open() as engine:
-            await put(engine, (b"a", b"1"))
+            revision = await put(engine, (b"a", b"1"))
         with pytest.raises(CatalogError):
             await put(engine, (b"b", b"1"))
         async with harness.open() as engine:
-            assert await engine.get([b"a"]) == [(b"a", b"1", 1)]
+            assert await engine.get([b"a"]) == [(b"a", b"1", revision)]
             await engine.close()
             await engine.close()
 
@@ -244,13 +311,13 @@ def test_after_a_failed_write_there_are_no_more(harness):
 def test_a_watch_yields_its_keys_in_order_and_ends_with_the_engine(harness):
     async def main():
         async with harness.open() as engine:
-            await put(engine, (b"a", b"before"))
+            before = await put(engine, (b"a", b"before"))
             watch = engine.watch(b"a", b"c")
             await put(engine, (b"a", b"1"), (b"z", b"1"))
             await put(engine, (b"b", b"2"))
             await put(engine, (b"a", None))
         seen = [(entry.revision, entry.key, entry.value) async for entry in watch]
-        assert seen == [(2, b"a", b"1"), (3, b"b", b"2"), (4, b"a", None)]
+        assert seen == [(before + 1, b"a", b"1"), (before + 2, b"b", b"2"), (before + 3, b"a", None)]
 
     run(main)
 
@@ -274,17 +341,18 @@ def test_a_watcher_that_falls_behind_is_told(harness, monkeypatch):
 def test_the_log_has_whole_transactions_in_order(harness):
     async def main():
         async with harness.open() as engine:
+            first = engine.revision
             for i in range(10):
-                await put(engine, (b"a", b"%d" % i), (b"b", None))
-            entries = await engine.log(0, 1000)
-            assert [(e.revision, e.key, e.value) for e in entries[:4]] == [
+                await put(engine, (b"a", b"%d" % i), (b"b", None if i % 2 else b"v"))
+            entries = await engine.log(first, 1000)
+            assert [(e.revision - first, e.key, e.value) for e in entries[:4]] == [
                 (1, b"a", b"0"),
-                (1, b"b", None),
+                (1, b"b", b"v"),
                 (2, b"a", b"1"),
                 (2, b"b", None),
             ]
-            assert [e.revision for e in await engine.log(4, 3)] == [5, 5, 6, 6]
-            assert await engine.log(10, 5) == []
+            assert [e.revision - first for e in await engine.log(first + 4, 3)] == [5, 5, 6, 6]
+            assert await engine.log(first + 10, 5) == []
             assert all(e.time_ms == 1_700_000_000_000 for e in entries)
 
     run(main)
@@ -295,14 +363,17 @@ def test_the_log_is_trimmed_and_says_so(harness, monkeypatch):
 
     async def main():
         async with harness.open(keep_revisions=20) as engine:
+            first = engine.revision
             for i in range(60):
                 await put(engine, (b"a", b"%d" % i))
-            entries = await engine.log(40, 1000)
-            assert [e.revision for e in entries] == list(range(41, 61))
+            if not harness.alone:
+                await engine.forget_until(first + 40)  # It does so itself once a second.
+            entries = await engine.log(first + 40, 1000)
+            assert [e.revision - first for e in entries] == list(range(41, 61))
             with pytest.raises(CatalogError, match="whole copy"):
-                await engine.log(5, 10)
+                await engine.log(first + 5, 10)
         async with harness.open() as engine:
-            assert engine.revision == 60
+            assert engine.revision == first + 60 if harness.alone else engine.revision > first + 60
 
     run(main)
 
@@ -314,7 +385,7 @@ def test_bounds_are_held(harness):
                 await put(engine, (b"k" * (MAX_KEY_BYTES + 1), b""))
             with pytest.raises(LocalProtocolError):
                 await put(engine, (b"k", b"v" * (1024 * 1024 + 1)))
-            assert await put(engine, (b"k" * MAX_KEY_BYTES, b"v" * 1024 * 1024)) == 1
+            assert await put(engine, (b"k" * MAX_KEY_BYTES, b"v" * 1024 * 1024)) is not None
 
     run(main)
 

@@ -22,6 +22,7 @@ class WrittenBy:
         self._engine = engine
         self._world = world
         self._term = 0
+        self.most_bytes = engine.most_bytes
         self.get = engine.get
         self.peek = engine.peek
         self.range = engine.range
