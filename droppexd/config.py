@@ -24,7 +24,7 @@ ENVIRONMENT_PREFIX = "DROPPEX_"
 
 CONTROLLER_PORT, APP_PORT, POOL_PORT = 7700, 7701, 7702
 
-SECTIONS = ("controller", "app", "pool", "keys")
+SECTIONS = ("controller", "catalog", "app", "pool", "keys")
 """Tables of the file. A field `pool_listen` is the key `listen` of `[pool]`."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -46,6 +46,8 @@ for _power, _letter in enumerate("kmgtp", start=1):
     _SIZE_UNITS[_letter] = _SIZE_UNITS[f"{_letter}ib"] = 1024**_power
 
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_ENDPOINT = re.compile(r"https?://([a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
+_PREFIX = re.compile(r"[a-zA-Z0-9._/-]{1,64}")
 _ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+|\*):([0-9]{1,5})")
 
 
@@ -118,6 +120,19 @@ def _peer_address(value: object) -> str:
     if address.endswith(":0") or _is_everywhere(address):
         raise ValueError(f"{address!r} cannot be connected to: it needs a host and a port above 0")
     return address
+
+
+def _endpoint(value: object) -> str:
+    match = _ENDPOINT.fullmatch(value.rstrip("/")) if isinstance(value, str) else None
+    if not match or not 0 < int(match[2]) <= 65535:
+        raise ValueError(f"{value!r} is not an endpoint of the form https://HOST:PORT")
+    return match[0]
+
+
+def _etcd_prefix(value: object) -> str:
+    if not isinstance(value, str) or not _PREFIX.fullmatch(value):
+        raise ValueError(f"{value!r} is not a prefix: 1 to 64 letters, digits, '-', '_', '.' and '/'")
+    return value
 
 
 def _listed(parse: Parse, separator: str = ",") -> Parse:
@@ -304,6 +319,43 @@ class Config:
             metavar="DURATION",
         ),
     ] = 60.0
+
+    catalog_engine: Annotated[
+        str,
+        Option(
+            _one_of("sqlite", "etcd"),
+            "What keeps the catalogue: sqlite, a file of one controller, or etcd for several.",
+            metavar="ENGINE",
+        ),
+    ] = "sqlite"
+    catalog_endpoints: Annotated[
+        tuple[str, ...],
+        Option(_listed(_endpoint), "Where the members of etcd are.", metavar="URL", repeatable=True),
+    ] = ()
+    catalog_etcd_ca: Annotated[
+        str, Option(_path, "File with the certificates that etcd's is checked against.", metavar="FILE")
+    ] = ""
+    catalog_etcd_cert: Annotated[
+        str, Option(_path, "File with the certificate that controllers show to etcd.", metavar="FILE")
+    ] = ""
+    catalog_etcd_key: Annotated[
+        str, Option(_path, "File with the key of that certificate.", metavar="FILE")
+    ] = ""
+    catalog_etcd_prefix: Annotated[
+        str, Option(_etcd_prefix, "What the keys of droppex in etcd begin with.", metavar="TEXT")
+    ] = "droppex/"
+    catalog_etcd_lease: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "A master that etcd has not heard of for so long is none any more.",
+            metavar="DURATION",
+        ),
+    ] = 10.0
+    catalog_etcd_quota: Annotated[
+        int,
+        Option(parse_size, "How large etcd's database may be: its --quota-backend-bytes.", metavar="SIZE"),
+    ] = 2 * _GIB
 
     app_listen: Annotated[
         str, Option(_listen_address, "Where the app listens for clients.", metavar="ADDRESS")
@@ -563,8 +615,30 @@ def _complaints(config: Config, origins: Origins) -> list[str]:
             for address in config.master
             if address in own
         )
+    if Role.CONTROLLER in config.roles:
+        problems.extend(_catalog_complaints(config))
     if Role.APP in config.roles and config.app_buffer < 32 * _MIB:
         problems.append("app.buffer must be at least 32 MiB: a few chunks in flight")
+    return problems
+
+
+def _catalog_complaints(config: Config) -> list[str]:
+    problems: list[str] = []
+    if config.catalog_engine != "etcd":
+        if config.catalog_endpoints:
+            problems.append('catalog.endpoints are those of etcd: set catalog.engine = "etcd" as well')
+        return problems
+    if not config.catalog_endpoints:
+        problems.append("catalog.endpoints is empty: name the members of etcd")
+    problems.extend(
+        f"etcd at {endpoint} is on another machine, which needs https: names and places of files go there"
+        for endpoint in config.catalog_endpoints
+        if endpoint.startswith("http:") and not is_loopback(endpoint.replace("http:", "tcp:"))
+    )
+    if bool(config.catalog_etcd_cert) != bool(config.catalog_etcd_key):
+        problems.append("catalog.etcd_cert and catalog.etcd_key are needed together")
+    if not 2 <= config.catalog_etcd_lease <= 600:
+        problems.append("catalog.etcd_lease must be between 2 seconds and 10 minutes")
     return problems
 
 

@@ -227,7 +227,7 @@ class _Process:
         config = self._config
         folder = await self._runtime.run_blocking(_make_folder, config.folder(Role.CONTROLLER))
         membership = await self._membership(transport, folder)
-        async with _open_group(folder, membership, self._runtime) as group:
+        async with _open_group(config, folder, membership, self._runtime) as group:
             await serve_controller(
                 transport=transport,
                 address=config.controller_listen,
@@ -334,17 +334,41 @@ class _Process:
 
 @asynccontextmanager
 async def _open_group(
-    folder: Path, membership: "Membership | None", runtime: Runtime
+    config: Config, folder: Path, membership: "Membership | None", runtime: Runtime
 ) -> "AsyncIterator[Group]":
-    """Open the engine of a controller, and yield its group."""
+    """Open the engine of a controller, and yield its group. What the configuration says of etcd counts."""
     from droppexd.catalog.group import SoleGroup
     from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
 
+    if config.catalog_engine == "etcd" or (membership is not None and membership.engine == "etcd"):
+        async with _open_etcd_group(config, membership, runtime) as group:
+            yield group
+        return
     if membership is not None:
         reason = f"the cluster keeps its catalogue in {membership.engine}, which takes no second controller"
         raise ConfigError([reason])
     async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
         yield SoleGroup(engine)
+
+
+@asynccontextmanager
+async def _open_etcd_group(
+    config: Config, membership: "Membership | None", runtime: Runtime
+) -> "AsyncIterator[Group]":
+    from droppexd.catalog.etcd_client import tls_context
+    from droppexd.catalog.etcd_group import EtcdSettings, open_etcd_group
+
+    own = config.catalog_engine == "etcd" or membership is None
+    settings = EtcdSettings(
+        endpoints=config.catalog_endpoints if own or membership is None else membership.endpoints,
+        prefix=config.catalog_etcd_prefix if own or membership is None else membership.prefix,
+        lease_s=round(config.catalog_etcd_lease),
+        quota_bytes=config.catalog_etcd_quota,
+    )
+    secure = any(endpoint.startswith("https:") for endpoint in settings.endpoints)
+    files = config.catalog_etcd_ca, config.catalog_etcd_cert, config.catalog_etcd_key
+    async with open_etcd_group(settings, runtime, tls_context(*files) if secure else None) as group:
+        yield group
 
 
 def _make_folder(folder: Path) -> Path:

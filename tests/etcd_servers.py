@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -24,10 +25,11 @@ def require_etcd():
 class Member:
     """One etcd server."""
 
-    def __init__(self, name, folder, client, peer):
+    def __init__(self, name, folder, client, peer, tls=None):
         self.name = name
         self.folder = folder
-        self.endpoint = f"http://127.0.0.1:{client}"
+        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{client}"
+        self.tls = tls
         self.peer = f"http://127.0.0.1:{peer}"
         self._process = None
 
@@ -42,12 +44,27 @@ class Member:
         command += ["--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer]
         command += ["--initial-cluster", ",".join(f"{one.name}={one.peer}" for one in members)]
         command += ["--heartbeat-interval", "50", "--election-timeout", "500", *options]
+        if self.tls:
+            cert, key = self.tls
+            command += [
+                "--cert-file",
+                cert,
+                "--key-file",
+                key,
+                "--trusted-ca-file",
+                cert,
+                "--client-cert-auth",
+            ]
         with log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def healthy(self):
+        context = None
+        if self.tls:
+            context = ssl.create_default_context(cafile=self.tls[0])
+            context.load_cert_chain(*self.tls)
         try:
-            with urllib.request.urlopen(f"{self.endpoint}/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"{self.endpoint}/health", timeout=2, context=context) as answer:
                 return json.load(answer).get("health") == "true"
         except (OSError, ValueError, urllib.error.URLError):
             return False
@@ -67,10 +84,11 @@ class Member:
 class Etcd:
     """Some members of one etcd cluster."""
 
-    def __init__(self, folder: Path, count=3, options=()):
+    def __init__(self, folder: Path, count=3, options=(), tls=None):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.options = options
+        self.tls = tls
         self.members = []
         self._count = count
 
@@ -87,7 +105,7 @@ class Etcd:
                 home = self.folder / str(attempt)
                 home.mkdir()
                 self.members = [
-                    Member(f"etcd-{number}", home / str(number), next(ports), next(ports))
+                    Member(f"etcd-{number}", home / str(number), next(ports), next(ports), self.tls)
                     for number in range(self._count)
                 ]
                 if self._start():

@@ -76,7 +76,8 @@ class _Leased:
         """Renew the lease until it is over."""
         try:
             while True:
-                await trio.sleep(self._lease_s / 3)
+                left_s = self._until - runtime.clock.now()
+                await trio.sleep(max(0.0, min(self._lease_s / 3, left_s)))
                 asked_at = runtime.clock.now()
                 left_s = self._until - asked_at
                 if left_s <= 0:

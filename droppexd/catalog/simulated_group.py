@@ -186,7 +186,8 @@ class _Leased:
         """Renew the lease until it is over."""
         try:
             while True:
-                await trio.sleep(self._link.store.lease_s / 3)
+                left_s = self._until - self._clock.now()
+                await trio.sleep(max(0.0, min(self._link.store.lease_s / 3, left_s)))
                 asked_at = self._clock.now()
                 with trio.move_on_after(max(0.0, self._until - asked_at)) as waited:
                     try:

@@ -158,6 +158,7 @@ class _Controller:
         settings: ControllerSettings,
     ) -> None:
         self._catalogue = catalogue
+        self._front = front
         self._terms = terms
         self._clock = runtime.clock
         self._settings = settings
@@ -426,15 +427,18 @@ class _Controller:
                 pools=pools,
                 controllers=self.peers.addresses[:MAX_CONTROLLERS],
                 sessions=len(self._leases),
-                warnings=warnings(
-                    pools,
-                    survival,
-                    repair=repair,
-                    quarantined=self._pools.quarantined(),
-                    started_s=started_s,
-                    down_after_s=self._settings.down_after_s,
-                    restored_ms=self._catalogue.restored_ms,
-                    uncompared=self.restore.waits_for(),
+                warnings=(
+                    *self._front.health_warnings(),
+                    *warnings(
+                        pools,
+                        survival,
+                        repair=repair,
+                        quarantined=self._pools.quarantined(),
+                        started_s=started_s,
+                        down_after_s=self._settings.down_after_s,
+                        restored_ms=self._catalogue.restored_ms,
+                        uncompared=self.restore.waits_for(),
+                    ),
                 ),
                 empty_files=totals.empty_files,
                 machine_survival=await self._catalogue.machine_survival(unreadable),

@@ -181,6 +181,12 @@ class Front:
             warnings=tuple(warning[:_MAX_TEXT] for warning in health.warnings[:16]),
         )
 
+    def health_warnings(self) -> tuple[str, ...]:
+        """Return what is wrong with the engine, for people, a line each."""
+        health = self._group.health
+        told = (health.failure, *health.warnings) if health.failure else health.warnings
+        return tuple(warning[:_MAX_TEXT] for warning in told[:16])
+
     async def tell_master(self, call: Call, request: TellMaster, _body: Body) -> Answer:
         """Take note of the master. Raise IdentityError when it is another cluster's."""
         if self.cluster_id and request.cluster_id != self.cluster_id:

@@ -181,19 +181,21 @@ class Process:
 
 
 class Cluster:
-    """A controller, pools and an app, each a process of its own."""
+    """A controller or several, pools and an app, each a process of its own."""
 
-    def __init__(self, folder, pools, settings, keys):
+    def __init__(self, folder, pools, settings, keys, controllers=1):
         self.folder = folder
         self.keys = keys
         self._settings = settings
         self.controller = self._process("controller", "controller")
+        others = [self._process(f"controller-{n}", "controller") for n in range(2, controllers + 1)]
+        self.controller_processes = [self.controller, *others]
         self.app = self._process("app", "app")
         self.pools = [self._process(f"pool-{number}", "pool") for number in range(1, pools + 1)]
 
     @property
     def processes(self):
-        return [self.controller, *self.pools, self.app]
+        return [*self.controller_processes, *self.pools, self.app]
 
     def _process(self, name, role):
         options = ["--key", str(self.key(f"{role}-{name}"))] if self.keys else []
@@ -210,7 +212,8 @@ class Cluster:
         sections = {section: dict(keys) for section, keys in self._settings.items()}
         top = {}
         if self.controller.addresses:
-            top["controllers"] = [self.controller.address]
+            known = [one.address for one in self.controller_processes if one.addresses]
+            top["controllers"] = known
         if self.keys:
             files = {"cluster": str(self.keys / "cluster.key"), "members": str(self.keys / "members.toml")}
             sections["keys"] = files
@@ -224,7 +227,8 @@ class Cluster:
 
     def start(self):
         self.write_config()
-        self.controller.start()
+        for controller in self.controller_processes:
+            controller.start()
         self.write_config()
         for pool in self.pools:
             pool.spawn()
@@ -232,6 +236,16 @@ class Cluster:
             pool.wait_until_ready()
         self.app.start()
         self.write_config()
+
+    def join_controller(self, name, address):
+        """Start one more controller, which knows the address of another and nothing else."""
+        joining = self.folder / f"{name}-alone"
+        joining.mkdir()
+        (joining / "droppex.toml").touch()
+        process = Process(joining, name, ["controller"], ["--master", address])
+        self.controller_processes.append(process)
+        process.start()
+        return process
 
     def end(self):
         for process in self.processes:
@@ -272,6 +286,9 @@ class Cluster:
 
     def remove(self, name):
         return self.run(lambda client: client.remove(name))
+
+    def controllers(self):
+        return self.run(lambda client: client.controllers())
 
     def describe(self, name):
         return self.run(lambda client: client.describe(name))
@@ -336,8 +353,8 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder, pools, settings, keys, prepare=None):
-    cluster = Cluster(folder, pools, settings, keys)
+def running_cluster(folder, pools, settings, keys, prepare=None, controllers=1):
+    cluster = Cluster(folder, pools, settings, keys, controllers)
     if prepare is not None:
         prepare(cluster)
     try:
@@ -352,9 +369,10 @@ def running_cluster(folder, pools, settings, keys, prepare=None):
 def new_cluster(tmp_path_factory):
     """Make a cluster for a `with` block; `prepare` sees it before any of its processes is started."""
 
-    def make(*, pools, keys=None, folder=None, prepare=None, **settings):
+    def make(*, pools, keys=None, folder=None, prepare=None, controllers=1, **settings):
         settings.setdefault("pool", {}).setdefault("reserve", "16 MiB")
-        return running_cluster(folder or tmp_path_factory.mktemp("cluster"), pools, settings, keys, prepare)
+        folder = folder or tmp_path_factory.mktemp("cluster")
+        return running_cluster(folder, pools, settings, keys, prepare, controllers)
 
     return make
 

@@ -54,7 +54,7 @@ def uncommented_example():
 
 def test_the_example_is_valid_as_it_is_and_sets_nothing():
     sections = tomllib.loads(EXAMPLE.read_text())
-    assert sections == {"controller": {}, "app": {}, "pool": {}, "keys": {}}
+    assert sections == {"controller": {}, "catalog": {}, "app": {}, "pool": {}, "keys": {}}
     assert load(file=EXAMPLE, roles=["app"]) == load(roles=["app"])
 
 
@@ -99,6 +99,8 @@ def test_every_option_can_be_given_in_all_three_ways(name, write):
         "log_level": "debug",
         "controller_heartbeat": "1s",
         "keys_own": "/k",
+        "catalog_engine": "etcd",
+        "catalog_endpoints": "https://10.0.0.1:2379",
     }
     option = OPTIONS[name]
     text = texts.get(
@@ -107,6 +109,9 @@ def test_every_option_can_be_given_in_all_three_ways(name, write):
     base = {"controller_data": "/d", "pool_data": "/p", "roles": ["controller"]}
     if name.startswith("keys"):
         base |= {"keys_own": ["/k"], "keys_cluster": "/k", "keys_members": "/k"}
+    if name.startswith("catalog"):
+        base |= {"catalog_engine": "etcd", "catalog_endpoints": ["http://127.0.0.1:2379"]}
+        base |= {"catalog_etcd_cert": "/c", "catalog_etcd_key": "/k"}
     wanted = option.parse([text] if option.repeatable else text)
     by_flag = load(**(base | {name: text}))
     base.pop(name, None)
@@ -335,3 +340,48 @@ def test_what_is_no_quantity_is_refused(value):
 )
 def test_loopback(address, loopback):
     assert is_loopback(address) is loopback
+
+
+# -- the catalogue ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"catalog_engine": "etcd"}, "name the members of etcd"),
+        ({"catalog_endpoints": ["http://127.0.0.1:1"]}, 'set catalog.engine = "etcd"'),
+        ({"catalog_engine": "etcd", "catalog_endpoints": ["http://10.0.0.1:1"]}, "needs https"),
+        ({"catalog_engine": "etcd", "catalog_endpoints": ["127.0.0.1:1"]}, "not an endpoint"),
+        ({"catalog_engine": "etcd", "catalog_endpoints": ["https://a:70000"]}, "not an endpoint"),
+        ({"catalog_engine": "mysql"}, "none of sqlite, etcd"),
+        ({"catalog_etcd_prefix": "a b"}, "not a prefix"),
+        (
+            {
+                "catalog_engine": "etcd",
+                "catalog_endpoints": ["https://a:1"],
+                "catalog_etcd_cert": "/c",
+            },
+            "needed together",
+        ),
+        (
+            {
+                "catalog_engine": "etcd",
+                "catalog_endpoints": ["https://a:1"],
+                "catalog_etcd_lease": "1s",
+            },
+            "between 2 seconds",
+        ),
+    ],
+)
+def test_what_does_not_fit_with_the_engine_is_told(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load(roles=["controller"], data="/d", **options)
+
+
+def test_a_controller_that_joins_is_asked_first_and_not_itself():
+    joining = load(roles=["controller"], data="/d", master=["tcp://127.0.0.1:7799"])
+    assert joining.controllers == joining.master == ("tcp://127.0.0.1:7799",)
+    pool = load(roles=["pool"], data="/d", master=["tcp://127.0.0.1:2"], controllers=["tcp://127.0.0.1:1"])
+    assert pool.controllers == ("tcp://127.0.0.1:2", "tcp://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="is this controller itself"):
+        load(roles=["controller"], data="/d", master=["tcp://127.0.0.1:7700"])
