@@ -215,9 +215,12 @@ class Rebuilder:
         run_blocking = self._small_looks.run if _is_small(extent) else self._runtime.run_blocking
         old = await run_blocking(self._held, extent.id, shard)
         if old is not None:
-            # It has been here for some time: nobody may be about to have it dropped.
-            async with self._reconciler.verdicts:
-                check = await run_blocking(check_shard, self._store, extent.id, shard)
+            check = await run_blocking(check_shard, self._store, extent.id, shard)
+            if check.state == ShardState.SOUND:
+                # It has been here for some time: nobody may be about to have it dropped. (A damaged one that
+                # is, is another instance than the one that takes its place.)
+                async with self._reconciler.verdicts:
+                    check = await run_blocking(check_shard, self._store, extent.id, shard)
                 if check.state == ShardState.SOUND:
                     return
         addresses = {

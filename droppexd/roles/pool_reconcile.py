@@ -9,6 +9,7 @@ verdict is carried out before the next question is asked.
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -143,10 +144,9 @@ class Reconciler:
         self._recount_due = False
         self._recount_at = runtime.clock.now()
         self.verdicts = trio.Lock()
-        """Held from the question to what its answer says. Who lets the master count on a shard that has
-        been here for some time holds it: a verdict on that shard must not be under way."""
+        """Held from the question to what its answer says. Who lets the master count on an instance that has
+        been here for some time holds it: a verdict on that instance must not be under way."""
         self._pinned: set[tuple[ExtentId, int]] = set()
-        self._unpinned: set[tuple[ExtentId, int]] = set()
 
     # -- news ----------------------------------------------------------------------------------
 
@@ -164,15 +164,15 @@ class Reconciler:
     def pin(self, extent: ExtentId, shard: int) -> None:
         """Let no verdict remove a shard that is being rebuilt here: the master may be about to count on it.
 
-        While a shard moves here, the record names the pool it comes from, and a verdict would be "dead".
+        While a shard moves here, the record names the pool it comes from, and a verdict would be "dead". That
+        goes for each question that is asked until `unpin`, however late its answer comes. An answer to an
+        older question names the instance that was here before, and spares the one that was made since.
         """
         self._pinned.add((extent, shard))
 
     def unpin(self, extent: ExtentId, shard: int) -> None:
         """Let verdicts decide again: those on questions that are asked from now on."""
         self._pinned.discard((extent, shard))
-        if self.verdicts.locked():
-            self._unpinned.add((extent, shard))
 
     def doubt(self, extent: ExtentId) -> None:
         """Ask the master soon about what is held of an extent."""
@@ -299,12 +299,14 @@ class Reconciler:
     async def _compare(self, after: ExtentId | None, held: Sequence[Holding], *, last: bool) -> Reconciled:
         """Ask about one stretch, and do what the answer says."""
         async with self.verdicts:
+            kept = set(self._pinned)
             reply = await self.ask(after, held, last=last)
             told: set[ExpectedShard] = set()
             while await self._report_absent(reply.absent, told):
                 # The records have other editions now, and may want another shard of these extents.
+                kept |= self._pinned
                 reply = await self.ask(after, held, last=last)
-            await self._drop(held, reply.drop, reply.term)
+            await self._drop(held, reply.drop, kept, reply.term)
             await self._offer(reply)
         return reply
 
@@ -411,16 +413,23 @@ class Reconciler:
         for start in range(0, len(held), PAGE_LIMIT):
             some = tuple(held[start : start + PAGE_LIMIT])
             async with self.verdicts:
+                kept = set(self._pinned)
                 verdicts = await self._master.call(
                     Review(number=self.number, holdings=some), timeout_s=_MASTER_S
                 )
-                await self._drop(some, verdicts.drop, verdicts.term)
+                await self._drop(some, verdicts.drop, kept, verdicts.term)
 
-    async def _drop(self, asked: Sequence[Holding], verdicts: Sequence[Holding], term: int) -> None:
-        kept = self._pinned | self._unpinned
-        self._unpinned.clear()
+    async def _drop(
+        self,
+        asked: Sequence[Holding],
+        verdicts: Sequence[Holding],
+        pinned: AbstractSet[tuple[ExtentId, int]],
+        term: int,
+    ) -> None:
+        """Drop what is dead of what was asked about, but for what is pinned now or was when it was asked."""
         if not verdicts:
             return
+        kept = self._pinned | pinned
         known = set(asked)
         drop = [
             holding

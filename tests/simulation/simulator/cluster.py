@@ -1,7 +1,7 @@
 """The processes of a run, on one network and many disks: started, killed and started again."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -16,7 +16,10 @@ from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.roles.pool_scrub import ScrubSettings
 from droppexd.runtime import Runtime
 from droppexd.store.simulated import SimulatedStore
+from droppexd.wire.codec import decode
 from droppexd.wire.memory import MemoryNetwork
+from droppexd.wire.messages import Reconciled, Verdicts
+from droppexd.wire.transport import Frame, Listener, Peer, Transport
 from tests.simulation.simulator.checks.terms import WrittenBy
 from tests.simulation.simulator.plan import Shape
 from tests.simulation.simulator.surroundings import BlockingWork, ProcessClock, SeededEntropy, runtime_of
@@ -70,6 +73,8 @@ class Cluster:
         """The processes that shall run."""
         self.engine: SimulatedEngine | None = None
         self.catalogue_latency_s = 0.0
+        self.verdict_latency_s = 0.0
+        """From a controller's look at many records to its answer; other answers are not late."""
         self.disk_of: dict[str, WatchedDisk] = {}
         """Which disk is in which pool's machine: they can be swapped."""
         self.latency_s: dict[str, float] = {}
@@ -201,7 +206,7 @@ class Cluster:
             self._crash_engine(0)
             self.engine = SimulatedEngine(process.runtime, self.world.catalogue, flush=self._flush)
         await serve_controller(
-            transport=transport,
+            transport=_LateVerdicts(transport, self),
             address=CONTROLLERS[process.name],
             group=SoleGroup(WrittenBy(process.name, self.engine, self.world)),
             runtime=process.runtime,
@@ -258,6 +263,10 @@ class Cluster:
             task_status=status,
         )
 
+    def start_soon(self, function, *arguments) -> None:
+        """Have something happen beside the processes."""
+        self._nursery.start_soon(function, *arguments)
+
     # -- what faults do besides --------------------------------------------------------------------
 
     def start_clone(self, name: str) -> str:
@@ -300,6 +309,44 @@ class Cluster:
         self.wall_offset_ms[name] = offset_ms
         if name in self.processes:
             self.processes[name].clock.wall_offset_ms = offset_ms
+
+
+class _LateVerdicts:
+    """A controller's transport, on which the answers to long questions may be late."""
+
+    def __init__(self, transport: Transport, cluster: Cluster) -> None:
+        self._transport = transport
+        self._cluster = cluster
+        self.connect = transport.connect
+
+    def listen(self, address: str, receive) -> "_LateListener":
+        return _LateListener(self._transport.listen(address, receive), self._cluster)
+
+
+class _LateListener:
+    """A listener that sends some answers later than others."""
+
+    def __init__(self, listener: Listener, cluster: Cluster) -> None:
+        self._listener = listener
+        self._cluster = cluster
+        self._closed = False
+        self.address = listener.address
+
+    def send(self, peer: Peer, frames: Sequence[Frame]) -> None:
+        latency_s = self._cluster.verdict_latency_s
+        if latency_s and isinstance(decode(frames).message, Reconciled | Verdicts):
+            self._cluster.start_soon(self._send_later, latency_s, peer, frames)
+        else:
+            self._listener.send(peer, frames)
+
+    async def _send_later(self, latency_s: float, peer: Peer, frames: Sequence[Frame]) -> None:
+        await trio.sleep(latency_s)
+        if not self._closed:
+            self._listener.send(peer, frames)
+
+    def close(self) -> None:
+        self._closed = True
+        self._listener.close()
 
 
 class _Started:

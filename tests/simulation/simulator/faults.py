@@ -18,6 +18,8 @@ from tests.simulation.simulator.world import ShardKey, WatchedDisk
 FaultKind = Callable[[Cluster, Fault], Iterator[None]]
 
 HOUR_MS = 3_600_000
+LATE_S = 4.0
+"""Less than a pool waits for an answer."""
 
 
 class Wounds:
@@ -128,6 +130,13 @@ def slow_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
         cluster.set_latency(fault.one, 0.0)
 
 
+def late_verdicts(cluster: Cluster, _fault: Fault) -> Iterator[None]:
+    """Let the controller take its time over what pools ask of many shards, after it has read the records."""
+    cluster.verdict_latency_s = LATE_S
+    yield
+    cluster.verdict_latency_s = 0.0
+
+
 def full_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Leave a disk next to no room."""
     disk = cluster.disk_of[fault.one]
@@ -182,6 +191,19 @@ def bit_flip(cluster: Cluster, fault: Fault) -> Iterator[None]:
         disk.damage_header(extent, index)
     disk.spoiled.add(key)
     cluster.trace.say(f"  shard {index} of extent {extent} on {fault.one} is damaged")
+    yield
+
+
+def rotten_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Flip a bit of every shard on a disk, where that is no loss: its pool is out."""
+    disk = cluster.disk_of[fault.one]
+    sound = [key for key in disk.order if disk.sound(key)]
+    if disk.lost or not sound or not Wounds(cluster).bearable(disk, sound):
+        return
+    for extent, index in sound:
+        disk.flip_piece(extent, index, 0)
+        disk.spoiled.add((extent, index))
+    cluster.trace.say(f"  {len(sound)} shards on {fault.one} are damaged")
     yield
 
 
@@ -291,6 +313,8 @@ KINDS: dict[str, FaultKind] = {
     "failing-flush": failing_flush,
     "unreadable-pieces": unreadable_pieces,
     "bit-flip": bit_flip,
+    "rotten-disk": rotten_disk,
+    "late-verdicts": late_verdicts,
     "power-loss": power_loss,
     "swap-disks": swap_disks,
     "roll-back": roll_back,

@@ -65,6 +65,10 @@ _READS_OF_DAMAGE = 0.06
 """In so many plans files are read before anybody has noticed that they are damaged."""
 
 
+_LATE_VERDICTS = 0.08
+"""In so many plans a pool is told that its damaged shards are dead after it has rebuilt them."""
+
+
 def _pick(draw: random.Random, weights: dict) -> object:
     return draw.choices(list(weights), list(weights.values()))[0]
 
@@ -91,6 +95,9 @@ def draw_plan(seed: int) -> Plan:
     elif draw.random() < _READS_OF_DAMAGE:
         shape = replace(shape, scrub_every_s=40.0)
         rounds[0] = _with_reads_of_damage(draw, shape, rounds[0], sizes, numbers)
+    elif draw.random() < _LATE_VERDICTS:
+        shape = replace(shape, heartbeat_s=1.0, down_after_s=3.0, replace_after_s=6.0)
+        rounds[0] = _with_late_verdicts(draw, shape, sizes, numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
 
 
@@ -172,6 +179,42 @@ def _with_moves(draw: random.Random, shape: Shape, part: Round, sizes: set[int],
     return Round(
         operations=(*puts, *part.operations, _waiting(next(numbers))), faults=(*calm, *faults), most_s=40.0
     )
+
+
+def _with_late_verdicts(draw: random.Random, shape: Shape, sizes: set[int], numbers) -> Round:
+    """Return a round in which a pool is out, comes back with a damaged disk, and is needed again at once.
+
+    What it holds is dead, for it was rebuilt elsewhere; the answer that says so is late, and meanwhile another
+    pool is given up, whose shards are rebuilt where they were first.
+    """
+    puts = [
+        Operation(
+            number=next(numbers),
+            client=number % shape.clients,
+            verb=Verb.PUT,
+            name=f"docs/late-{number}",
+            size=_draw_size(draw, shape, sizes),
+            layout=draw.choice(("1+2", "2+2", "1+1")),
+        )
+        for number in range(12)
+    ]
+    away, given_up = draw.sample(shape.pools, 2)
+    back_s = draw.uniform(15, 17)
+    faults = [
+        Fault(number=next(numbers), kind="kill", at_s=3.0, for_s=back_s - 3.0, one=away),
+        Fault(number=next(numbers), kind="rotten-disk", at_s=back_s - 0.5, for_s=0.1, one=away),
+        Fault(number=next(numbers), kind="late-verdicts", at_s=back_s - 0.2, for_s=10.0, one=away),
+        Fault(
+            number=next(numbers),
+            kind="replace-pool",
+            at_s=back_s + draw.uniform(0.2, 1.0),
+            for_s=0.1,
+            one=given_up,
+            amount=1.0,
+            draw=0.1,
+        ),
+    ]
+    return Round(operations=(*puts, _waiting(next(numbers))), faults=tuple(faults), most_s=back_s + 14)
 
 
 def _waiting(number: int) -> Operation:

@@ -108,7 +108,6 @@ def _no_generation(stack: ExitStack) -> None:
         return True
 
     _replace(stack, SimulatedStore, "_drop_one", drop_one)
-    _forget_pins(stack)
 
 
 def _forget_pins(stack: ExitStack) -> None:
@@ -218,7 +217,7 @@ MUTANTS: dict[str, Mutant] = {
         patch=_drop_without_word,
     ),
     "no-generation": Mutant(
-        breaks="an order to drop a shard names no stored instance, and spares none that is rebuilt",
+        breaks="an order to drop a shard names no stored instance",
         caught_by=(DROPPED, FLUSHED, PLACED),
         patch=_no_generation,
     ),

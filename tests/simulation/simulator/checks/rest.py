@@ -41,6 +41,10 @@ def _unnamed(cluster: Cluster) -> str:
             pool = None if record is None else record.pools[index]
             if pool == number:
                 continue
+            if pool == MISSING and number in record.pools and not disk.sound((extent_id, index)):
+                # Damaged, and kept while the shard is missing, which no pool has room for: it may be all that
+                # is left of it. Here it cannot be mended, for the pool has another shard of the extent.
+                continue
             return f"{disk.name} holds shard {index} of extent {extent_id}, which no record names"
     silent = any(
         disk.lost and number not in catalogue.removed(world)
