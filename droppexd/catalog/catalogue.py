@@ -33,6 +33,7 @@ from droppexd.catalog.grace import Grace
 from droppexd.catalog.keys import (
     CLUSTER,
     CONTROLLERS,
+    COPYING,
     DEGRADED,
     EXTENTS,
     NEXT_POOL,
@@ -721,7 +722,11 @@ class Identity(NamedTuple):
 async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes) -> Identity:
     """Begin the next term, and in an empty engine a new cluster, unless one is expected there."""
     while True:
-        cluster, term = await engine.get((CLUSTER, TERM))
+        cluster, term, copying = await engine.get((CLUSTER, TERM, COPYING))
+        if copying is not None:
+            raise CatalogError(
+                "a catalogue was being copied here, and that broke off: run `droppexd catalog copy` again"
+            )
         found = unpack_fields(cluster.value, "cluster")[0] if cluster else b""
         if expected and found != expected:
             raise IdentityError(

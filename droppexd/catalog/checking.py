@@ -21,6 +21,7 @@ from droppexd.catalog.copies import Facts, read_facts, require_format, structure
 from droppexd.catalog.keys import (
     CLUSTER,
     CONTROLLERS,
+    COPYING,
     DEGRADED,
     EXTENTS,
     GARBAGE,
@@ -77,7 +78,7 @@ Ts = TypeVarTuple("Ts")
 MOST_PROBLEMS = 1000
 _REPORT_EVERY = 1000
 
-_SINGLE = frozenset((CLUSTER, TERM, NEXT_POOL, TOTALS, RESTORED))
+_SINGLE = frozenset((CLUSTER, COPYING, TERM, NEXT_POOL, TOTALS, RESTORED))
 _PREFIXES = (
     NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, CONTROLLERS, SESSIONS, OUTCOMES,
     PLACEMENTS

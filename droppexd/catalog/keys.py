@@ -38,6 +38,8 @@ CLUSTER = b"m/cluster"
 TERM = b"m/term"
 NEXT_POOL = b"m/next-pool"
 TOTALS = b"m/totals"
+COPYING = b"m/copying"
+"""There while a whole catalogue is copied here, and only a part of it is."""
 RESTORED = b"m/restored"
 
 Placement = tuple[int, int, tuple[int, ...]]

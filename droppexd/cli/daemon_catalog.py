@@ -213,6 +213,65 @@ def restore(
     _finish(command)
 
 
+# -- copy ------------------------------------------------------------------------------------------
+
+
+@catalog_app.command()
+def copy(
+    source: Annotated[
+        str, typer.Option("--from", metavar="WHERE", help="sqlite:FILE, or etcd: as for --to.")
+    ],
+    target: Annotated[
+        str, typer.Option("--to", metavar="WHERE", help="sqlite:FILE, or etcd:URL[,URL]...[/PREFIX/].")
+    ],
+    ca: Annotated[str, typer.Option("--etcd-ca", metavar="FILE", help="For TLS with etcd.")] = "",
+    cert: Annotated[str, typer.Option("--etcd-cert", metavar="FILE", help="For TLS with etcd.")] = "",
+    key: Annotated[str, typer.Option("--etcd-key", metavar="FILE", help="For TLS with etcd.")] = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Copy a whole catalogue from SQLite to etcd or back, into an empty place. All controllers are stopped.
+
+    It stays the same catalogue: configure the controllers for the new place, start them, and pools and apps
+    go on with it. What it was copied from is left as it is; start no controller on that any more.
+    """
+
+    def command() -> int:
+        import trio
+
+        from droppexd.catalog.copying import copy_catalogue
+        from droppexd.catalog.places import open_place, parse_place
+        from droppexd.cli.progress import progress_gauge
+        from droppexd.cli.render import Output, count_text
+        from droppexd.daemon import system_runtime
+
+        output = Output(quiet=quiet, as_json=as_json)
+        one, other = parse_place(source), parse_place(target)
+        began = time.monotonic()
+        with progress_gauge(output, "copying the catalogue") as gauge:
+
+            async def run() -> int:
+                runtime, files = system_runtime(), (ca, cert, key)
+                async with (
+                    open_place(one, runtime, files, must_exist=True) as engine,
+                    open_place(other, runtime, files) as into,
+                ):
+                    return await copy_catalogue(engine, into, gauge.show)
+
+            copied = trio.run(run)
+        if as_json:
+            seconds = round(time.monotonic() - began, 3)
+            output.document({"from": source, "to": target, "records": copied, "seconds": seconds})
+        else:
+            output.say(
+                f"{printable(target)}: {count_text(copied, 'record')}, the same as {printable(source)}"
+            )
+        output.flush()
+        return ExitCode.OK
+
+    _finish(command)
+
+
 # -- check -----------------------------------------------------------------------------------------
 
 

@@ -119,3 +119,45 @@ def test_a_controller_that_ends_in_order_hands_over_at_once(group, content):
     assert first.terminate() == 0
     group.put("docs/one", content(1000))
     print(f"handed over in {time.monotonic() - asked_at:.1f} s")
+
+
+def test_a_catalogue_moves_from_sqlite_into_etcd_and_back(etcd, new_cluster, content, droppexd, tmp_path):
+    etcd.start()
+    data = content(1_000_000)
+    place = f"etcd:{','.join(etcd.endpoints)}/moved/"
+    with new_cluster(pools=3, **SETTINGS) as cluster:
+        cluster.put("docs/one", data)
+        droppexd("catalog", "copy", "--from", "sqlite:/nowhere", "--to", place, code=1)
+        busy = droppexd("catalog", "copy", "--from", f"sqlite:{catalogue(cluster)}", "--to", place, code=1)
+        assert "in use" in busy.stderr
+        cluster.controller.terminate()
+        droppexd("catalog", "copy", "--from", f"sqlite:{catalogue(cluster)}", "--to", place, code=0)
+        again = droppexd("catalog", "copy", "--from", f"sqlite:{catalogue(cluster)}", "--to", place, code=1)
+        assert "already" in again.stderr
+        endpoints = [part for endpoint in etcd.endpoints for part in ("--catalog-endpoints", endpoint)]
+        cluster.controller.options = ["--catalog-engine", "etcd", *endpoints]
+        cluster.controller.options += [
+            "--catalog-etcd-prefix",
+            "moved/",
+            "--catalog-etcd-lease",
+            f"{LEASE_S}s",
+        ]
+        cluster.controller.start()
+        assert cluster.get("docs/one") == data
+        cluster.put("docs/two", data[1:])
+        running = droppexd("catalog", "copy", "--from", place, "--to", f"sqlite:{tmp_path / 'x'}", code=1)
+        assert "runs on it" in running.stderr
+        cluster.controller.terminate()
+        back = catalogue(cluster).with_name("back.sqlite")
+        droppexd("catalog", "copy", "--from", place, "--to", f"sqlite:{back}", code=0)
+        assert "all is sound" in droppexd("catalog", "check", back, code=0).stdout
+        back.rename(catalogue(cluster))
+        cluster.controller.options = []
+        cluster.controller.start()
+        assert cluster.get("docs/one") == data
+        assert cluster.get("docs/two") == data[1:]
+        cluster.wait_until_up()
+
+
+def catalogue(cluster):
+    return cluster.controller.data / "catalogue.sqlite"
