@@ -62,6 +62,8 @@ from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
 
 _CLOSE_S = 2.0
+ANSWER_S = 45.0
+"""Longer than an app looks for a master."""
 
 _CHECK_S = 3000.0
 """Some gigabytes are read for one answer, from disks that may be busy. An app that goes away is noticed."""
@@ -69,7 +71,7 @@ _CHECK_S = 3000.0
 
 @asynccontextmanager
 async def open_client(
-    address: str, transport: Transport, runtime: Runtime, *, timeout_s: float = 30.0
+    address: str, transport: Transport, runtime: Runtime, *, timeout_s: float = ANSWER_S
 ) -> AsyncIterator["Client"]:
     """Open a client of the app at `address`; `timeout_s` bounds each question about names.
 

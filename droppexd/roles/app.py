@@ -31,7 +31,7 @@ from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
 from droppexd.roles.app_verify import Verifier
 from droppexd.roles.budget import Budget, Lease
-from droppexd.roles.master import MasterLink
+from droppexd.roles.master import FAILOVER_S, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import ListControllers, RemoveController, TellMaster
@@ -74,9 +74,6 @@ from droppexd.wire.rpc import Answer, Call, Connections, Limits, Service, Terms,
 from droppexd.wire.transport import Frame, Peer, Transport
 
 log = logging.getLogger("droppex.app")
-
-_MASTER_S = 30.0
-"""How long the app looks for a master on behalf of a caller."""
 
 _REAP_S = 5.0
 _SMALL_AT_ONCE = 128
@@ -461,7 +458,7 @@ class _App:
 
     async def pass_on(self, _call: Call, request: Request[Any], _body: Sequence[Frame]) -> Answer:
         """Hand a question on to the master."""
-        answer: Reply = await self._master.call(request, timeout_s=_MASTER_S)
+        answer: Reply = await self._master.call(request, timeout_s=FAILOVER_S)
         return answer
 
     async def list_names(self, call: Call, request: List, body: Sequence[Frame]) -> Answer:
@@ -487,11 +484,11 @@ class _App:
 
     async def _change(self, request_of: Callable[[Any], Request[Changed]]) -> Changed:
         with self._registration.session.work() as ids:
-            return await self._master.call(request_of(ids.operation()), timeout_s=_MASTER_S)
+            return await self._master.call(request_of(ids.operation()), timeout_s=FAILOVER_S)
 
     async def status(self, _call: Call, request: GetStatus, _body: Sequence[Frame]) -> Answer:
         """Tell how the cluster is."""
-        answer: Status = await self._master.call(request, timeout_s=_MASTER_S)
+        answer: Status = await self._master.call(request, timeout_s=FAILOVER_S)
         return answer
 
     async def tell_master(self, call: Call, request: TellMaster, _body: Sequence[Frame]) -> Answer:

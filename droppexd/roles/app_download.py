@@ -24,7 +24,7 @@ from droppexd.errors import (
 from droppexd.model import MISSING, Extent, Layout, PoolInfo, chunk_count, chunk_length, piece_size
 from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
-from droppexd.roles.master import MasterLink
+from droppexd.roles.master import FAILOVER_S, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Clock, Runtime
 from droppexd.wire.messages import MAX_BODY_FRAMES, MOST_TOGETHER, Found, Lookup, Piece, ReadPiece
@@ -33,7 +33,6 @@ from droppexd.wire.transport import Frame
 
 log = logging.getLogger("droppex.app")
 
-LOOKUP_S = 10.0
 CONNECT_S = 2.0
 PIECE_S = 20.0
 """A read of one piece that takes longer is a failure."""
@@ -101,7 +100,7 @@ class Reader:
 
     async def look_up(self, request: Lookup) -> Found:
         """Ask the master what a name points at."""
-        return await self._master.call(request, timeout_s=LOOKUP_S)
+        return await self._master.call(request, timeout_s=FAILOVER_S)
 
     async def read(self, extent: Extent, chunk: int, start: int, end: int) -> tuple[list[Frame], bool]:
         """Return the bytes [start, end) of a chunk as frames, and whether anything had to be rebuilt.

@@ -22,7 +22,7 @@ from droppexd.model import (
 )
 from droppexd.placement import survives
 from droppexd.roles.app_session import Registration
-from droppexd.roles.master import MasterLink
+from droppexd.roles.master import FAILOVER_S, MasterLink
 from droppexd.wire.messages import (
     CHECK_LIMIT,
     CHECKED_EXTENTS,
@@ -44,7 +44,6 @@ from droppexd.wire.messages import (
 from droppexd.wire.rpc import Answer, Call, Connections
 from droppexd.wire.transport import Frame
 
-_LOOKUP_S = 10.0
 _ASK_S = 4.0
 """A pool says within this time where its scrub is, or it could not be asked."""
 
@@ -124,7 +123,7 @@ class Verifier:
     async def check_file(self, _call: Call, request: CheckFile, _body: Sequence[Frame]) -> Answer:
         """Have the pools read every shard of the next extents of a file."""
         lookup = Lookup(name=normal_name(request.name), version=request.version)
-        found = await self._master.call(lookup, timeout_s=_LOOKUP_S)
+        found = await self._master.call(lookup, timeout_s=FAILOVER_S)
         if request.first and request.first >= len(found.extents):
             raise InvalidRequest(f"the file has {len(found.extents)} extents, no extent {request.first}")
         page = _page(found.extents, request.first)
@@ -167,7 +166,7 @@ class Verifier:
 
     async def _check_moved(self, shards: Sequence[_Shard], lookup: Lookup) -> None:
         """Look again at shards that another pool has by now: they were put back while we asked."""
-        found = await self._master.call(lookup, timeout_s=_LOOKUP_S)
+        found = await self._master.call(lookup, timeout_s=FAILOVER_S)
         moved: list[_Shard] = []
         for shard in shards:
             pool = found.extents[shard.place].pools[shard.index]

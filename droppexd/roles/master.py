@@ -10,6 +10,9 @@ from droppexd.wire.messages import R, Request
 from droppexd.wire.rpc import Connections
 from droppexd.wire.transport import Frame
 
+FAILOVER_S = 35.0
+"""For so long an app looks for a master on behalf of a client: another takes over when one has failed."""
+
 _ATTEMPT_S = 5.0
 """One controller gets this long before the next is tried."""
 
