@@ -167,7 +167,7 @@ class LinkedEngine:
         """Do nothing: the store outlives its users."""
 
 
-class _Leased:
+class Leased:
     """A mandate that is kept by renewing its lease."""
 
     def __init__(self, link: StoreLink, mandate: int, runtime: Runtime, asked_at: float) -> None:
@@ -246,14 +246,14 @@ class SimulatedGroup:
             self.master = ""
             await leased.resign()
 
-    async def _win(self, address: str) -> _Leased:
+    async def _win(self, address: str) -> Leased:
         store = self._link.store
         while True:
             asked_at = self._runtime.clock.now()
             try:
                 mandate = await self._link.ask(lambda: store.elect(address))
                 if mandate is not None:
-                    return _Leased(self._link, mandate, self._runtime, asked_at)
+                    return Leased(self._link, mandate, self._runtime, asked_at)
                 entry = await self._link.ask(store.holder)
             except CatalogError as error:
                 self._failure, self.master = str(error), ""

@@ -1,13 +1,15 @@
 """The processes of a run, on one network and many disks: started, killed and started again."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
-from droppexd.catalog.group import SoleGroup
+from droppexd.catalog.group import Group, Mandate, SoleGroup
 from droppexd.catalog.simulated import SimulatedEngine
+from droppexd.catalog.simulated_group import ELECTION, SharedStore, SimulatedGroup, StoreLink
 from droppexd.errors import DroppexError
 from droppexd.model import Role
 from droppexd.roles.app import AppSettings, serve_app
@@ -28,8 +30,8 @@ from tests.simulation.simulator.world import LIFE, Life, WatchedDisk, World
 
 log = logging.getLogger("droppex.simulator")
 
-CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for number in (1, 2)}
-"""The second only runs when a fault has it take over; both stand on one engine, as they would on etcd."""
+CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for number in (1, 2, 3)}
+"""Of a cluster with one, another runs only when a fault has it take over, and stands on the same engine."""
 APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
 
 NO_CRASH = "no-crash"
@@ -49,6 +51,8 @@ class Process:
     work: BlockingWork
     disk: WatchedDisk | None = None
     store: SimulatedStore | None = None
+    link: StoreLink | None = None
+    """To the store that several controllers share."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ready: bool = False
     killed: bool = False
@@ -72,6 +76,8 @@ class Cluster:
         self.wanted: dict[str, None] = {}
         """The processes that shall run."""
         self.engine: SimulatedEngine | None = None
+        self.shared: SharedStore | None = None
+        """What several controllers stand on; it outlives them all."""
         self.catalogue_latency_s = 0.0
         self.verdict_latency_s = 0.0
         """From a controller's look at many records to its answer; other answers are not late."""
@@ -96,23 +102,39 @@ class Cluster:
         return tuple(APPS)[: self.shape.apps]
 
     def start_all(self) -> None:
-        """Start what is not running, apart from pools that are lost and a second controller."""
-        if not any(name in self.wanted for name in CONTROLLERS):
+        """Start what is not running, apart from pools that are lost and a second controller of one."""
+        if self.shape.controllers > 1:
+            for name in self.controllers:
+                self.start(name)
+        elif not any(name in self.wanted for name in CONTROLLERS):
             self.start("controller-1")
         for name in self.shape.pools:
             self.start(name)
         for name in self.apps:
             self.start(name)
 
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """The names of the controllers of a cluster that has several; of another, those that may take over."""
+        return tuple(CONTROLLERS)[: max(2, self.shape.controllers)]
+
     def running(self, name: str) -> bool:
         """Whether a process runs, be it paused or cut off."""
         return name in self.processes
 
     def acting(self, name: str) -> str:
-        """Return the name itself, or for a controller the one that runs in its stead."""
+        """Return the name itself, or for the first controller the one that is the master in its stead."""
         if name not in CONTROLLERS:
             return name
+        if self.shape.controllers > 1:
+            return (self._master() or name) if name == next(iter(CONTROLLERS)) else name
         return next((other for other in CONTROLLERS if other in self.wanted), name)
+
+    def _master(self) -> str:
+        """Return the controller that has the mandate; empty when nobody has."""
+        entry = self.world.catalogue.entries.get(ELECTION)
+        address = entry.value.decode() if entry is not None else ""
+        return next((name for name, there in CONTROLLERS.items() if there == address), "")
 
     def start(self, name: str) -> None:
         """Start a process, unless it runs, or is a pool without a disk."""
@@ -147,7 +169,9 @@ class Cluster:
         self.network.kill(process.name)
         if process.store is not None:
             process.store.crash()
-        if process.name in CONTROLLERS and not any(name in self.processes for name in CONTROLLERS):
+        if process.link is not None:
+            process.link.dead = True
+        elif process.name in CONTROLLERS and not any(name in self.processes for name in CONTROLLERS):
             self._crash_engine(written)
         process.scope.cancel()
 
@@ -202,13 +226,10 @@ class Cluster:
 
     async def _serve_controller(self, process: Process, transport, status) -> None:
         shape = self.shape
-        if self.engine is None or self.engine.failure:
-            self._crash_engine(0)
-            self.engine = SimulatedEngine(process.runtime, self.world.catalogue, flush=self._flush)
         await serve_controller(
             transport=_LateVerdicts(transport, self),
             address=CONTROLLERS[process.name],
-            group=SoleGroup(WrittenBy(process.name, self.engine, self.world)),
+            group=self._group_of(process),
             runtime=process.runtime,
             settings=ControllerSettings(
                 name=process.name,
@@ -222,6 +243,20 @@ class Cluster:
             task_status=status,
         )
 
+    def _group_of(self, process: Process) -> Group:
+        if self.shape.controllers == 1:
+            if self.engine is None or self.engine.failure:
+                self._crash_engine(0)
+                self.engine = SimulatedEngine(process.runtime, self.world.catalogue, flush=self._flush)
+            return SoleGroup(WrittenBy(process.name, self.engine, self.world))
+        if self.shared is None:
+            runtime, _, _ = runtime_of(f"{self._seed} store")
+            engine = SimulatedEngine(runtime, self.world.catalogue, flush=self._flush)
+            self.shared = SharedStore(engine, lease_s=self.shape.lease_s)
+        process.link = StoreLink(self.shared)
+        process.link.delay_s = lambda: self._flush_entropy.uniform(*self.shape.delay_s)
+        return _WatchedGroup(process, self.world)
+
     async def _flush(self) -> None:
         await trio.sleep(self.catalogue_latency_s + self._flush_entropy.uniform(*_FLUSH_S))
 
@@ -230,7 +265,7 @@ class Cluster:
         await serve_app(
             transport=transport,
             address=APPS[process.name],
-            controllers=list(CONTROLLERS.values()),
+            controllers=[CONTROLLERS[name] for name in self.controllers],
             runtime=process.runtime,
             settings=AppSettings(
                 name=process.name,
@@ -251,7 +286,7 @@ class Cluster:
             transport=transport,
             address="tcp://127.0.0.1:0",
             store=process.store,
-            controllers=list(CONTROLLERS.values()),
+            controllers=[CONTROLLERS[name] for name in self.controllers],
             runtime=process.runtime,
             settings=PoolSettings(
                 name=process.name,
@@ -309,6 +344,22 @@ class Cluster:
         self.wall_offset_ms[name] = offset_ms
         if name in self.processes:
             self.processes[name].clock.wall_offset_ms = offset_ms
+
+
+class _WatchedGroup(SimulatedGroup):
+    """A group of which it is watched what each master writes."""
+
+    def __init__(self, process: Process, world: World) -> None:
+        super().__init__(process.link, process.runtime)
+        self._process = process
+        self._world = world
+
+    @asynccontextmanager
+    async def campaign(self, address: str) -> AsyncIterator[Mandate]:
+        async with super().campaign(address) as mandate:
+            mandate.engine = WrittenBy(self._process.name, mandate.engine, self._world)
+            self._world.happened["mandate"] += 1
+            yield mandate
 
 
 class _LateVerdicts:

@@ -61,7 +61,8 @@ def kill(cluster: Cluster, fault: Fault) -> Iterator[None]:
         return
     cluster.kill(name, written=int(fault.amount * 4))
     yield
-    if not any(other in cluster.wanted for other in CONTROLLERS if name in CONTROLLERS):
+    stood_in_for = cluster.shape.controllers == 1 and name in CONTROLLERS
+    if not (stood_in_for and any(other in cluster.wanted for other in CONTROLLERS)):
         cluster.start(name)
 
 
@@ -72,15 +73,34 @@ def pause(cluster: Cluster, fault: Fault) -> Iterator[None]:
         return
     process = cluster.processes[name]
     cluster.network.pause(name)
+    if process.link is not None:
+        process.link.paused = True
     yield
     if cluster.processes.get(name) is process:
         cluster.network.resume(name)
+        if process.link is not None:
+            process.link.resume()
+
+
+def cut_from_store(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Cut a controller, or all of them, off from the store that they share, and from nothing else."""
+    names = CONTROLLERS if fault.draw < 0.2 else (cluster.acting(fault.one),)
+    cut = [cluster.processes[name].link for name in names if cluster.running(name)]
+    if not all(cut) or not cut:
+        return
+    for link in cut:
+        link.cut = True
+    yield
+    for link in cut:
+        link.resume()
 
 
 def takeover(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Start a second controller on the same engine; the first is not started again once it has ended."""
+    if cluster.shape.controllers > 1:
+        return
     first = next((name for name in CONTROLLERS if name in cluster.wanted), None)
-    second = next((name for name in CONTROLLERS if name not in cluster.processes), None)
+    second = next((name for name in cluster.controllers if name not in cluster.processes), None)
     if first is None or second is None:
         return
     cluster.start(second)
@@ -305,6 +325,7 @@ KINDS: dict[str, FaultKind] = {
     "kill": kill,
     "pause": pause,
     "takeover": takeover,
+    "cut-from-store": cut_from_store,
     "partition": partition,
     "break-connections": break_connections,
     "slow-network": slow_network,

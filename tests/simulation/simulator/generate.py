@@ -65,6 +65,9 @@ _READS_OF_DAMAGE = 0.06
 """In so many plans files are read before anybody has noticed that they are damaged."""
 
 
+_SEVERAL_CONTROLLERS = 0.25
+"""In so many plans there are three controllers, which share a store."""
+
 _LATE_VERDICTS = 0.08
 """In so many plans a pool is told that its damaged shards are dead after it has rebuilt them."""
 
@@ -98,7 +101,31 @@ def draw_plan(seed: int) -> Plan:
     elif draw.random() < _LATE_VERDICTS:
         shape = replace(shape, heartbeat_s=1.0, down_after_s=3.0, replace_after_s=6.0)
         rounds[0] = _with_late_verdicts(draw, shape, sizes, numbers)
+    if (others := random.Random(f"controllers {seed}")).random() < _SEVERAL_CONTROLLERS:
+        shape = replace(shape, controllers=3, lease_s=others.choice((3.0, 6.0)))
+        rounds[0] = _with_failovers(others, rounds[0], numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_failovers(draw: random.Random, part: Round, numbers) -> Round:
+    """Return the round with faults of controllers that share a store: of the master as a rule."""
+    controllers = list(CONTROLLERS)
+    faults = [
+        Fault(
+            number=next(numbers),
+            kind=draw.choice(("kill", "pause", "cut-from-store", "cut-from-store")),
+            at_s=draw.uniform(0, max(part.most_s, 10.0) * 0.8),
+            for_s=draw.choice((draw.uniform(0.01, 2.0), draw.uniform(3.0, 15.0))),
+            one=draw.choice((*controllers, controllers[0], controllers[0])),
+            amount=draw.random(),
+            draw=draw.random(),
+        )
+        for _ in range(draw.choice((1, 2, 3)))
+    ]
+    # A master that cannot be heard cannot know a copy of a pool from one that lives.
+    faults = [fault for fault in faults if not any(_clash(fault, other) for other in part.faults)]
+    ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
+    return replace(part, faults=tuple(ordered), most_s=max(part.most_s, 10.0))
 
 
 def _with_reads_of_damage(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:

@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import trio
 
-from droppexd.catalog import batch, catalogue, changes
-from droppexd.errors import DroppexError
+from droppexd.catalog import batch, catalogue, changes, simulated_group
+from droppexd.errors import CatalogError, DroppexError
 from droppexd.roles import app, app_download, pool_reconcile, pool_writer
 from droppexd.store.simulated import SimulatedStore
 from tests.simulation.simulator.checks.bounds import BOUNDED
@@ -178,6 +179,28 @@ def _stale_look_ups(stack: ExitStack) -> None:
     _replace(stack, app_download.Reader, "look_up", remembered)
 
 
+def _serve_past_the_mandate(stack: ExitStack) -> None:
+    """A master that cannot reach the store answers from what it read there last, and stays the master."""
+    reach = simulated_group.StoreLink.ask
+
+    async def get(self, keys):
+        memory = self.__dict__.setdefault("_memory", {})
+        if self._link.cut:
+            return [memory.get(key) for key in keys]
+        memory.update(self._store.engine.disk.entries)
+        return await reach(self._link, lambda: self._store.engine.get(keys))
+
+    async def keep(self) -> None:
+        store = self._link.store
+        while True:
+            await trio.sleep(store.lease_s / 3)
+            with suppress(CatalogError):
+                await reach(self._link, partial(store.renew, self._mandate))
+
+    _replace(stack, simulated_group.LinkedEngine, "get", get)
+    _replace(stack, simulated_group.Leased, "keep", keep)
+
+
 def _unchecked_conditions(stack: ExitStack) -> None:
     _replace(stack, catalogue.Expected, "check", lambda *_: None)
     _replace(stack, app._App, "_check_condition", _do_nothing)
@@ -267,6 +290,11 @@ MUTANTS: dict[str, Mutant] = {
         breaks="an app answers reads from a look-up that is up to a second old",
         caught_by=(LINEARIZABLE,),
         patch=_stale_look_ups,
+    ),
+    "serve-past-the-mandate": Mutant(
+        breaks="a master that is cut off from the store goes on answering reads from memory",
+        caught_by=(LINEARIZABLE,),
+        patch=_serve_past_the_mandate,
     ),
     "unchecked-conditions": Mutant(
         breaks="conditional changes are carried out whether or not the condition holds",

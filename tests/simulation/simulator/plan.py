@@ -111,6 +111,10 @@ class Shape:
     housekeeping_s: float
     review_s: float
     idle_s: float
+    controllers: int = 1
+    """More than one share a store, as they would etcd; otherwise a fault may start a second on the same file."""
+    lease_s: float = 4.0
+    """Of the mandate in that store."""
 
     @property
     def pools(self) -> tuple[str, ...]:

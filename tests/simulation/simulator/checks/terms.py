@@ -36,7 +36,7 @@ class WrittenBy:
 
     @property
     def failure(self) -> str:
-        return self._engine.failure
+        return getattr(self._engine, "failure", "")
 
     async def txn(self, compare: Sequence[Compare], then: Sequence[Write]) -> int | None:
         begun = next((unpack_fields(value, "term")[0] for key, value in then if key == TERM), None)
