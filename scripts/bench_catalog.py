@@ -11,12 +11,15 @@ import json
 import os
 import random
 import resource
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,8 @@ import trio
 
 from droppexd.catalog.catalogue import Catalogue, open_catalogue
 from droppexd.catalog.changes import Expected
+from droppexd.catalog.engine import Engine, Operation
+from droppexd.catalog.etcd_group import EtcdSettings, open_etcd_group
 from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
 from droppexd.daemon import system_runtime
 from droppexd.model import (
@@ -48,6 +53,8 @@ POOLS = 6
 APPS = 8
 CONCURRENCY = 64
 COMMITS = 20_000
+ETCD_COMMITS = 10_000
+KEYS_A_COMMIT = 4
 FOLDERS = 1000
 LOOKUPS = 20_000
 PAGES = 200
@@ -160,12 +167,15 @@ async def fill(folder: Path, start: int, count: int) -> dict[str, Any]:
 async def commits(folder: Path, start: int) -> dict[str, Any]:
     """Commit at a concurrency of CONCURRENCY, each flushed before the next of its task."""
     runtime = system_runtime()
-    async with (
-        open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine,
-        open_catalogue(engine, runtime) as catalogue,
-    ):
+    async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
+        return await _commits_in(engine, start, COMMITS)
+
+
+async def _commits_in(engine: Engine, start: int, count: int) -> dict[str, Any]:
+    runtime = system_runtime()
+    async with open_catalogue(engine, runtime) as catalogue:
         apps = await begin(catalogue)
-        numbers = iter(range(start, start + COMMITS))
+        numbers = iter(range(start, start + count))
 
         async def one_after_another(app: Uploads) -> None:
             for number in numbers:
@@ -176,10 +186,55 @@ async def commits(folder: Path, start: int) -> dict[str, Any]:
             for task in range(CONCURRENCY):
                 nursery.start_soon(one_after_another, apps[task % APPS])
         took, transactions = time.perf_counter() - began, engine.revision - before
+        lookups = [await _timed(lambda n=n: catalogue.lookup(name_of(n))) for n in range(start, start + 500)]
         for app in apps:
             await catalogue.close_session(app.session)
         await catalogue.forget_outcomes()
-    return {"commits_per_s": COMMITS / took, "commits_per_flush": COMMITS / transactions}
+    return {
+        "commits_per_s": count / took,
+        "commits_per_flush": count / transactions,
+        "lookup_ms": 1000 * median(lookups),
+    }
+
+
+async def etcd_commits(endpoints: str) -> dict[str, Any]:
+    """Commit into etcd; the floor is bare transactions of as many keys by the same client, one by one."""
+    runtime = system_runtime()
+    settings = EtcdSettings(tuple(endpoints.split(",")))
+    async with open_etcd_group(settings, runtime) as group, group.campaign("bench") as mandate:
+        engine = mandate.engine
+        figures = await _commits_in(engine, 0, ETCD_COMMITS)
+        some = await engine.range(b"", b"\xff", 1000)
+        keys = round(figures["commits_per_flush"] * KEYS_A_COMMIT)
+        rounds, began = 50, time.perf_counter()
+        for number in range(rounds):
+            values = [some[(number + index) % len(some)].value for index in range(keys)]
+            then = [Operation(b"zz/%d/%d" % (number, index), value) for index, value in enumerate(values)]
+            await engine.txn([], then)
+        took = time.perf_counter() - began
+        figures["floor"] = rounds * figures["commits_per_flush"] / took
+    return figures
+
+
+@contextmanager
+def etcd(folder: Path) -> Iterator[str]:
+    """Run three members of etcd on loopback, and yield where they are."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    peers = ",".join(f"etcd-{n}=http://127.0.0.1:{ports[3 + n]}" for n in range(3))
+    with ExitStack() as stack:
+        for n in range(3):
+            client, peer = f"http://127.0.0.1:{ports[n]}", f"http://127.0.0.1:{ports[3 + n]}"
+            command = ["etcd", "--name", f"etcd-{n}", "--data-dir", str(folder / f"etcd-{n}")]
+            command += ["--listen-client-urls", client, "--advertise-client-urls", client]
+            command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+            command += ["--initial-cluster", peers, "--log-level", "error"]
+            member = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(member.wait)
+            stack.callback(member.kill)
+        yield ",".join(f"http://127.0.0.1:{port}" for port in ports[:3])
 
 
 def bare_commits(folder: Path, per_flush: float) -> dict[str, Any]:
@@ -266,6 +321,7 @@ def sizes(folder: Path) -> dict[str, int]:
 STEPS: dict[str, Callable[..., Any]] = {
     "fill": lambda folder, start, count: trio.run(fill, folder, int(start), int(count)),
     "commits": lambda folder, start: trio.run(commits, folder, int(start)),
+    "etcd": lambda _folder, endpoints: trio.run(etcd_commits, endpoints),
     "bare": lambda folder, per_flush: bare_commits(folder, float(per_flush)),
     "read": lambda folder, count: trio.run(read, folder, int(count)),
 }
@@ -297,6 +353,14 @@ def run(data: Path, files: int, table: "Table") -> None:
             f"commits, {CONCURRENCY} at once, flushed", begun["commits_per_s"], "/s", floor["commits_per_s"]
         )
         table.add("commits in one flush", begun["commits_per_flush"], "")
+        if shutil.which("etcd") is None:
+            print("etcd is not installed: nothing is measured of it")
+        else:
+            with etcd(folder) as endpoints:
+                inside = step("etcd", folder, endpoints)
+            what = f"commits, {CONCURRENCY} at once, three members of etcd"
+            table.add(what, inside["commits_per_s"], "/s", inside["floor"])
+            table.add("a look-up in etcd", inside["lookup_ms"], "ms")
         few = step("read", folder, FEW)
         filled = step("fill", folder, FEW, files - FEW)
         table.add(f"commits, {AT_ONCE} at once, {files:,} files", filled["commits_per_s"], "/s")

@@ -41,7 +41,7 @@ MOST_BYTES = 1_400_000
 OPERATIONS_A_LEVEL = 40
 """Three levels of these are 120 operations by etcd's count, and room for 64000."""
 
-READ_KEYS = 100
+READ_KEYS = 128
 """Keys that are read in one request, as etcd takes them on one level."""
 
 KEEP_REVISIONS = 100_000
@@ -250,17 +250,33 @@ class EtcdEngine:
             read.done.set()
 
     async def _read(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        found: list[Entry | None] = []
-        revision = 0
-        for some in _batched(keys, READ_KEYS):
-            operations = [range_of(self._keys.catalogue + key) for key in some]
-            if revision:
-                for operation in operations:
-                    operation["request_range"]["revision"] = str(revision)
-            answer = await self._ask("/v3/kv/txn", {"success": operations})
-            revision = revision or revision_of(answer)
-            found += map(self._entry, map(first_kv, answer["responses"]))
-        return found
+        """Read keys as of one moment: the first part says which, and the others are of that revision."""
+        first, *others = _batched(keys, READ_KEYS)
+        answer = await self._ask("/v3/kv/txn", {"success": self._ranges(first, 0)})
+        parts = [answer, *({} for _ in others)]
+        failures: list[CatalogError] = []
+
+        async def read(index: int, some: Sequence[bytes]) -> None:
+            try:
+                parts[index] = await self._ask(
+                    "/v3/kv/txn", {"success": self._ranges(some, revision_of(answer))}
+                )
+            except CatalogError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for index, some in enumerate(others, 1):
+                nursery.start_soon(read, index, some)
+        if failures:
+            raise failures[0]
+        return [self._entry(first_kv(response)) for part in parts for response in part["responses"]]
+
+    def _ranges(self, keys: Sequence[bytes], revision: int) -> list[Json]:
+        operations = [range_of(self._keys.catalogue + key) for key in keys]
+        if revision:
+            for operation in operations:
+                operation["request_range"]["revision"] = str(revision)
+        return operations
 
     def _entry(self, kv: Json | None) -> Entry | None:
         if kv is None:
