@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from droppexd.errors import ConfigError, InvalidRequest
 from droppexd.model import Layout, Role
@@ -127,6 +128,22 @@ def _endpoint(value: object) -> str:
     if not match or not 0 < int(match[2]) <= 65535:
         raise ValueError(f"{value!r} is not an endpoint of the form https://HOST:PORT")
     return match[0]
+
+
+def _bucket(value: object) -> str:
+    parts = urlsplit(value) if isinstance(value, str) else urlsplit("")
+    loopback = parts.hostname is not None and is_loopback(f"tcp://{parts.hostname}:1")
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return parts.geturl()
+    if parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
+        return parts.geturl()
+    raise ValueError(f"{value!r} is neither https://HOST/... nor file:///PATH")
+
+
+def _public_key(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r} is not a public key of 64 hexadecimal digits")
+    return value
 
 
 def _etcd_prefix(value: object) -> str:
@@ -244,6 +261,27 @@ class Config:
             repeatable=True,
         ),
     ] = ()
+    bucket: Annotated[
+        str,
+        Option(
+            _or_empty(_bucket),
+            "A signed document that says where the controllers are, read when none is found otherwise: "
+            "https://... or file:///...; each new master rewrites a file.",
+            metavar="URL",
+        ),
+    ] = ""
+    bucket_key: Annotated[
+        str,
+        Option(
+            _or_empty(_public_key),
+            "The public key that the document is signed by (droppexd bucket-key).",
+            metavar="HEX",
+        ),
+    ] = ""
+    bucket_signing_key: Annotated[
+        str,
+        Option(_path, "File with the secret key of that, for controllers that write it.", metavar="FILE"),
+    ] = ""
     data: Annotated[
         str,
         Option(
@@ -617,6 +655,13 @@ def _complaints(config: Config, origins: Origins) -> list[str]:
         )
     if Role.CONTROLLER in config.roles:
         problems.extend(_catalog_complaints(config))
+    if config.bucket and not config.bucket_key:
+        problems.append(
+            "bucket needs bucket_key: make a pair with `droppexd bucket-key FILE`, give FILE to the "
+            "controllers as bucket_signing_key and its public key to all as bucket_key"
+        )
+    if (config.bucket_key or config.bucket_signing_key) and not config.bucket:
+        problems.append("bucket_key and bucket_signing_key are of no use without bucket")
     if Role.APP in config.roles and config.app_buffer < 32 * _MIB:
         problems.append("app.buffer must be at least 32 MiB: a few chunks in flight")
     return problems
@@ -677,7 +722,7 @@ def _address_complaints(config: Config) -> list[str]:
                 f"the {role} listens on every interface: say where others reach it "
                 f"with {flags_of(f'{role}_advertise')[0]} tcp://HOST:PORT"
             )
-    if config.roles and not config.controllers and Role.CONTROLLER not in config.roles:
+    if config.roles and not (config.controllers or config.bucket) and Role.CONTROLLER not in config.roles:
         problems.append("controllers is empty: name at least one controller")
     if not config.keys_own:
         problems.extend(

@@ -12,7 +12,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple
@@ -28,6 +28,8 @@ from droppexd.runtime import Runtime
 if TYPE_CHECKING:
     from droppexd.catalog.group import Group
     from droppexd.catalog.membership import Membership
+    from droppexd.finding import Bucket, Finder
+    from droppexd.roles.controller_peers import Publish
     from droppexd.wire.keys import TransportKeys
     from droppexd.wire.transport import Transport
 
@@ -234,6 +236,7 @@ class _Process:
                 group=group,
                 runtime=self._runtime,
                 cluster_id=membership.cluster_id if membership else b"",
+                publish=self._publisher(),
                 settings=ControllerSettings(
                     name=config.name,
                     advertise=config.controller_advertise,
@@ -245,6 +248,37 @@ class _Process:
                 ),
                 task_status=started,
             )
+
+    def _bucket(self) -> "Bucket | None":
+        """Return the document that says where the controllers are; None where there is none."""
+        from droppexd.bucket import read_signing_key
+        from droppexd.finding import Bucket
+
+        config = self._config
+        if not config.bucket:
+            return None
+        writes = Role.CONTROLLER in config.roles and config.bucket_signing_key
+        secret = read_signing_key(Path(config.bucket_signing_key)) if writes else b""
+        return Bucket(config.bucket, bytes.fromhex(config.bucket_key), self._runtime, secret)
+
+    def _publisher(self) -> "Publish | None":
+        from droppexd.bucket import Whereabouts
+
+        bucket = self._bucket()
+        if bucket is None:
+            return None
+
+        async def publish(cluster_id: bytes, term: int, controllers: Sequence[str]) -> None:
+            now_ms = self._runtime.clock.wall_ms()
+            told = Whereabouts(cluster_id, term, controllers[0], tuple(controllers), now_ms)
+            await bucket.publish(told)
+
+        return publish
+
+    def _finder(self) -> "Finder":
+        from droppexd.finding import Finder
+
+        return Finder(self._controllers, self._bucket())
 
     async def _membership(self, transport: "Transport", folder: Path) -> "Membership | None":
         """Return which cluster this controller is one of several of; None when it is alone or begins one."""
@@ -293,6 +327,7 @@ class _Process:
                 store=store,
                 controllers=self._controllers,
                 runtime=self._runtime,
+                find=self._finder().find,
                 settings=PoolSettings(
                     name=config.name,
                     machine=config.machine,
@@ -321,6 +356,7 @@ class _Process:
             address=config.app_listen,
             controllers=self._controllers,
             runtime=self._runtime,
+            find=self._finder().find,
             settings=AppSettings(
                 name=config.name,
                 layout=config.layout,

@@ -222,3 +222,21 @@ def keygen(
         print(make_key(folder, role, name))
     except (DroppexError, OSError) as error:
         raise typer.Exit(fail(error)) from None
+
+
+@app.command("bucket-key")
+def bucket_key(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the secret key goes.")],
+) -> None:
+    """Make the pair of keys that a bucket is signed with.
+
+    FILE, readable by its owner alone, is for the controllers that write the bucket; the public key is
+    printed, for all that read it.
+    """
+    from droppexd.bucket import make_signing_key
+
+    try:
+        public = make_signing_key(file)
+    except (DroppexError, OSError) as error:
+        raise typer.Exit(fail(error)) from None
+    print(f'{file}: for controllers, as bucket_signing_key; and for every role:\nbucket_key = "{public}"')

@@ -31,7 +31,7 @@ from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
 from droppexd.roles.app_verify import Verifier
 from droppexd.roles.budget import Budget, Lease
-from droppexd.roles.master import FAILOVER_S, MasterLink
+from droppexd.roles.master import FAILOVER_S, Finding, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import ListControllers, RemoveController, TellMaster
@@ -535,6 +535,7 @@ async def serve_app(
     controllers: Sequence[str],
     runtime: Runtime,
     settings: AppSettings,
+    find: Finding | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an app until cancelled. Started, with its address, once a master has registered it.
@@ -543,7 +544,8 @@ async def serve_app(
     """
     terms = Terms()
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
-        master = MasterLink(connections, controllers, runtime)
+        look = None if find is None else lambda: find(terms.current, b"")
+        master = MasterLink(connections, controllers, runtime, look)
         registration = Registration(master, runtime)
         app = _App(connections, registration, master, runtime, settings, terms)
         async with trio.open_nursery() as helpers:

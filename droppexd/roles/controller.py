@@ -31,7 +31,7 @@ from droppexd.model import MAX_CONTROLLERS, ClusterStatus, OperationId, normal_n
 from droppexd.roles.controller_care import Care
 from droppexd.roles.controller_front import Front, Mastership
 from droppexd.roles.controller_orphans import OrphanRulings
-from droppexd.roles.controller_peers import Peers
+from droppexd.roles.controller_peers import Peers, Publish
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_restored import RestoreWatch
 from droppexd.roles.controller_views import describe, warnings
@@ -156,6 +156,7 @@ class _Controller:
         terms: Terms,
         runtime: Runtime,
         settings: ControllerSettings,
+        publish: Publish | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._front = front
@@ -185,6 +186,7 @@ class _Controller:
             connections=connections,
             clock=runtime.clock,
             check_term=self._check_term,
+            publish=publish,
         )
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
@@ -496,6 +498,7 @@ async def serve_controller(
     runtime: Runtime,
     settings: ControllerSettings,
     cluster_id: bytes = b"",
+    publish: Publish | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be a controller until cancelled: the master whenever the group says so, otherwise a standby.
@@ -509,7 +512,7 @@ async def serve_controller(
     terms = Terms()
     started = trio.Event()
     async with open_connections(transport, terms=terms) as connections, open_background() as nursery:
-        controller = _OneOfGroup(connections, group, terms, runtime, settings, started)
+        controller = _OneOfGroup(connections, group, terms, runtime, settings, started, publish)
         controller.front.cluster_id = cluster_id
         listener: Listener = await nursery.start(
             partial(
@@ -543,7 +546,9 @@ class _OneOfGroup:
         runtime: Runtime,
         settings: ControllerSettings,
         started: trio.Event,
+        publish: Publish | None,
     ) -> None:
+        self._publish = publish
         self._connections = connections
         self._group = group
         self._terms = terms
@@ -604,7 +609,13 @@ class _OneOfGroup:
         ) as catalogue:
             self._terms.observe(catalogue.term)
             controller = _Controller(
-                catalogue, self.front, self._connections, self._terms, self._runtime, settings
+                catalogue,
+                self.front,
+                self._connections,
+                self._terms,
+                self._runtime,
+                settings,
+                self._publish,
             )
             try:
                 await controller.peers.enter(settings.name)

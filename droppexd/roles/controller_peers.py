@@ -6,7 +6,7 @@ a new master need not wait to be found.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,9 @@ standbys ask nobody."""
 
 Body = Sequence[Frame]
 
+Publish = Callable[[bytes, int, Sequence[str]], Awaitable[None]]
+"""Makes known elsewhere, for a cluster's id and a term, who the master is and which controllers there are."""
+
 
 class Peers:
     """The controllers of the cluster, as their master sees them."""
@@ -53,7 +56,9 @@ class Peers:
         connections: Connections,
         clock: Clock,
         check_term: Callable[[], None],
+        publish: Publish | None = None,
     ) -> None:
+        self._publish = publish
         self._catalogue = catalogue
         self._front = front
         self._connections = connections
@@ -185,6 +190,8 @@ class Peers:
         """Tell everybody the master and the controllers, now and after each change, for ever."""
         while True:
             self._news = trio.Event()
+            if self._publish is not None:
+                await self._publish(self._catalogue.cluster_id, self._catalogue.term, self.addresses)
             late = await self._tell(self._everybody())
             with trio.move_on_after(_AGAIN_S if late else float("inf")):
                 await self._news.wait()

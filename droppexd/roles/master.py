@@ -1,6 +1,7 @@
 """The way to the master: which controller it is, and asking it again when that is safe."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -19,6 +20,18 @@ _ATTEMPT_S = 5.0
 _PAUSE_S = (0.05, 0.5)
 """Between two rounds over all controllers: long enough not to spin, short enough not to be noticed."""
 
+_FIND_S = 2.0
+"""Between two looks at other sources: a bucket may be far away."""
+
+NOWHERE = "tcp://127.0.0.1:1"
+"""Asked while no controller is known at all; nobody listens there."""
+
+Find = Callable[[], Awaitable[tuple[str, ...]]]
+"""Returns addresses where controllers may be."""
+
+Finding = Callable[[int, bytes], Awaitable[tuple[str, ...]]]
+"""The same, given the highest term that was seen and the cluster's id, empty when that is not known."""
+
 
 class MasterLink:
     """Calls to the master, found among the controllers of the seed list and those that a master told of.
@@ -26,12 +39,21 @@ class MasterLink:
     Only requests that may be repeated go this way: reads, and changes that carry an operation id.
     """
 
-    def __init__(self, connections: Connections, controllers: Sequence[str], runtime: Runtime) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        controllers: Sequence[str],
+        runtime: Runtime,
+        find: Find | None = None,
+    ) -> None:
         self._connections = connections
         self._seeds = tuple(controllers)
         self._told: tuple[str, ...] = ()
+        self._found: tuple[str, ...] = ()
+        self._find = find
+        self._find_at = -math.inf
         self._runtime = runtime
-        self._address = self._seeds[0]
+        self._address = self._seeds[0] if self._seeds else NOWHERE
 
     @property
     def address(self) -> str:
@@ -41,12 +63,17 @@ class MasterLink:
     @property
     def known(self) -> tuple[str, ...]:
         """All controllers that this link knows of."""
-        return tuple(dict.fromkeys((*self._seeds, *self._told)))
+        return tuple(dict.fromkeys((*self._seeds, *self._told, *self._found))) or (NOWHERE,)
 
     def follow(self, address: str, controllers: Sequence[str]) -> None:
-        """Take a master's word that it is the master now, and for which controllers there are."""
-        self._address = address
+        """Take a master's word that it is the master now, and for which controllers there are.
+
+        Calls that wait for another are put to this one at once: the other may stand still for long.
+        """
+        former, self._address = self._address, address
         self._told = tuple(controllers)
+        if former != address:
+            self._connections.disconnect(former)
 
     async def call(self, request: Request[R], body: Sequence[Frame] = (), *, timeout_s: float) -> R:
         """Return the master's answer; raise what it raises, or PeerError when no master answers in time."""
@@ -73,7 +100,19 @@ class MasterLink:
             if self._runtime.clock.now() >= deadline:
                 raise PeerError(f"no master answers at {', '.join(self.known)}: {failure}") from failure
             if asked % len(self.known) == 0:
+                await self._look_around(failure)
                 await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
+
+    async def _look_around(self, failure: DroppexError) -> None:
+        """After a round in vain, ask other sources where controllers are, at a bounded rate."""
+        now = self._runtime.clock.now()
+        # Where a standby answers, the list is right, and what is missing is a master.
+        if self._find is None or now < self._find_at or isinstance(failure, NotMaster):
+            return
+        self._find_at = now + _FIND_S
+        found = await self._find()
+        if found and found != self._found:
+            self._found = found
 
     def _leave(self, address: str, hint: str = "") -> None:
         """Ask elsewhere, unless another call has moved on already: two would come back to where they were."""

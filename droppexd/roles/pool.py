@@ -11,7 +11,7 @@ from droppexd.background import stopping_in_order
 from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
 from droppexd.model import MAX_TROUBLE
-from droppexd.roles.master import MasterLink
+from droppexd.roles.master import Finding, MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_orphans import OrphanFinder
 from droppexd.roles.pool_rebuild import Rebuilder
@@ -342,6 +342,7 @@ async def serve_pool(
     controllers: Sequence[str],
     runtime: Runtime,
     settings: PoolSettings,
+    find: Finding | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a pool on an open store until cancelled. Started, with its address, once a master knows it.
@@ -351,7 +352,8 @@ async def serve_pool(
     """
     terms = Terms()
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
-        master = MasterLink(connections, controllers, runtime)
+        look = None if find is None else lambda: find(terms.current, store.identity.cluster_id)
+        master = MasterLink(connections, controllers, runtime, look)
         pool = _Pool(store, master, connections, runtime, settings, terms)
         async with trio.open_nursery() as helpers:
             helpers.start_soon(pool.run_small_writer)

@@ -99,6 +99,8 @@ def test_every_option_can_be_given_in_all_three_ways(name, write):
         "log_level": "debug",
         "controller_heartbeat": "1s",
         "keys_own": "/k",
+        "bucket": "file:///mnt/share/droppex.json",
+        "bucket_key": "ab" * 32,
         "catalog_engine": "etcd",
         "catalog_endpoints": "https://10.0.0.1:2379",
     }
@@ -109,6 +111,8 @@ def test_every_option_can_be_given_in_all_three_ways(name, write):
     base = {"controller_data": "/d", "pool_data": "/p", "roles": ["controller"]}
     if name.startswith("keys"):
         base |= {"keys_own": ["/k"], "keys_cluster": "/k", "keys_members": "/k"}
+    if name.startswith("bucket"):
+        base |= {"bucket": "https://example.org/droppex.json", "bucket_key": "00" * 32}
     if name.startswith("catalog"):
         base |= {"catalog_engine": "etcd", "catalog_endpoints": ["http://127.0.0.1:2379"]}
         base |= {"catalog_etcd_cert": "/c", "catalog_etcd_key": "/k"}
@@ -385,3 +389,26 @@ def test_a_controller_that_joins_is_asked_first_and_not_itself():
     assert pool.controllers == ("tcp://127.0.0.1:2", "tcp://127.0.0.1:1")
     with pytest.raises(ConfigError, match="is this controller itself"):
         load(roles=["controller"], data="/d", master=["tcp://127.0.0.1:7700"])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"bucket": "https://example.org/x"}, "bucket needs bucket_key"),
+        ({"bucket_key": "00" * 32}, "of no use without bucket"),
+        ({"bucket": "http://example.org/x", "bucket_key": "00" * 32}, "neither https"),
+        ({"bucket": "droppex.json", "bucket_key": "00" * 32}, "neither https"),
+        ({"bucket": "file://host/x", "bucket_key": "00" * 32}, "neither https"),
+        ({"bucket": "file:///x", "bucket_key": "00"}, "64 hexadecimal"),
+    ],
+)
+def test_a_bucket_is_a_place_and_a_key(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load(roles=["app"], **options)
+
+
+def test_a_bucket_is_enough_to_find_the_controllers():
+    config = load(roles=["app"], controllers=[], bucket="file:///x", bucket_key="00" * 32)
+    assert config.controllers == ()
+    with pytest.raises(ConfigError, match="name at least one controller"):
+        load(roles=["app"], controllers=[])

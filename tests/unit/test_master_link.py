@@ -182,3 +182,28 @@ def test_a_masters_word_is_followed_and_its_controllers_are_asked_too(play):
         assert link.known == tuple(addresses)
 
     play(story)
+
+
+def test_a_masters_word_ends_the_wait_for_one_that_stands_still(play):
+    async def story(stage):
+        async def stand_still(_call, _request, _body):
+            await trio.sleep_forever()
+
+        _, (address,) = await controllers(stage, "master")
+        silent = await stage.serve("silent", {Ping: stand_still}, role=Role.CONTROLLER)
+        link = await link_to(stage, silent)
+        names = []
+
+        async def ask():
+            names.append((await link.call(Ping(), timeout_s=30)).name)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask)
+            await trio.sleep(1)
+            began = trio.current_time()
+            link.follow(address, [address])
+        assert names == ["master"] * 3
+        assert trio.current_time() - began < 1  # Of the mock clock: nobody waited for the silent one.
+
+    play(story)

@@ -1,0 +1,211 @@
+"""Where controllers are found besides at the addresses that were given."""
+
+import http.server
+import itertools
+import threading
+from typing import ClassVar
+
+import pytest
+import trio
+
+from droppexd.bucket import BucketError, Whereabouts, read_url, sign
+from droppexd.daemon import system_runtime
+from droppexd.errors import NotMaster
+from droppexd.finding import Bucket, Finder
+from droppexd.model import Role
+from droppexd.roles.master import MasterLink
+from droppexd.wire.messages import Ping, Pong
+
+SECRET = bytes(range(32))
+CLUSTER = b"\x01" * 16
+TOLD = Whereabouts(CLUSTER, 7, "tcp://10.0.0.1:1", ("tcp://10.0.0.1:1", "tcp://10.0.0.2:1"))
+
+
+@pytest.fixture
+def public():
+    from nacl.signing import SigningKey
+
+    return bytes(SigningKey(SECRET).verify_key)
+
+
+def test_a_file_is_written_by_who_has_the_key_and_read_by_all(tmp_path, public):
+    async def main():
+        url = f"file://{tmp_path}/dropp%20ex.json"
+        reader, writer = Bucket(url, public, system_runtime()), Bucket(url, public, system_runtime(), SECRET)
+        with pytest.raises(BucketError, match="No such file"):
+            await reader.read(0)
+        await reader.publish(TOLD)  # Without the key nothing is written.
+        await writer.publish(TOLD)
+        assert (tmp_path / "dropp ex.json").exists()
+        assert await reader.read(7, CLUSTER) == TOLD
+        assert await reader.read(3) == TOLD
+        with pytest.raises(BucketError, match=r"term 7.*term 8"):
+            await reader.read(8)
+        with pytest.raises(BucketError, match="another cluster"):
+            await reader.read(7, bytes(16))
+
+    trio.run(main)
+
+
+def test_a_file_that_cannot_be_written_is_logged_and_no_more(tmp_path, public, caplog):
+    bucket = f"file://{tmp_path}/nowhere/droppex.json"
+
+    async def main():
+        await Bucket(bucket, public, system_runtime(), SECRET).publish(TOLD)
+
+    trio.run(main)
+    assert "is not up to date" in caplog.text
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    pages: ClassVar = {}
+
+    def do_GET(self):
+        status, body = self.pages.get(self.path, (404, b""))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_url_is_read_within_bounds(site, public):
+    Site.pages = {"/good": (200, sign(TOLD, SECRET)), "/large": (200, bytes(70_000)), "/moved": (302, b"")}
+
+    async def main():
+        bucket = Bucket(f"{site}/good", public, system_runtime(), SECRET)
+        assert await bucket.read(0) == TOLD
+        await bucket.publish(TOLD)
+        for path, reason in (("/none", "404"), ("/moved", "302"), ("/large", "more than 64 KiB")):
+            with pytest.raises(BucketError, match=reason):
+                await read_url(site + path)
+        with pytest.raises(BucketError):
+            await read_url("http://127.0.0.9:9/")
+
+    trio.run(main)
+
+
+class Names:
+    def __init__(self, **known):
+        self.known = known
+
+    async def __call__(self, host, port):
+        await trio.lowlevel.checkpoint()
+        if host not in self.known:
+            raise OSError(-2, "Name or service not known")
+        return self.known[host]
+
+
+def test_all_addresses_behind_a_name_and_those_of_the_bucket_are_found_in_order(tmp_path, public):
+    async def main():
+        bucket = Bucket(f"file://{tmp_path}/b", public, system_runtime(), SECRET)
+        await bucket.publish(TOLD)
+        names = Names(cluster=["10.0.1.1", "10.0.1.2", "fd00::1"])
+        seeds = ["tcp://10.0.0.9:5", "tcp://cluster:77", "tcp://[::1]:5"]
+        found = await Finder(seeds, bucket, names).find(0)
+        assert found == (
+            "tcp://10.0.1.1:77",
+            "tcp://10.0.1.2:77",
+            "tcp://[fd00::1]:77",
+            "tcp://10.0.0.1:1",
+            "tcp://10.0.0.2:1",
+        )
+
+    trio.run(main)
+
+
+def test_a_source_of_no_use_is_logged_once_for_each_reason_and_the_next_one_counts(tmp_path, public, caplog):
+    async def main():
+        names = Names()
+        bucket = Bucket(f"file://{tmp_path}/b", public, system_runtime(), SECRET)
+        finder = Finder(["tcp://gone:1", "tcp://cluster:2"], bucket, names)
+        for _ in range(3):
+            assert await finder.find(0) == ()
+        assert caplog.text.count("gone does not tell") == 1
+        assert caplog.text.count("the bucket") == 1
+        names.known["cluster"] = ["10.0.0.5"]
+        (tmp_path / "b").write_bytes(b"{}")
+        assert await finder.find(0) == ("tcp://10.0.0.5:2",)
+        assert "no such document" in caplog.text
+        await bucket.publish(TOLD)
+        assert await finder.find(9) == ("tcp://10.0.0.5:2",)
+        assert "term 9" in caplog.text
+        assert TOLD.master in await finder.find(7)
+
+    trio.run(main)
+
+
+# -- looking for the master ------------------------------------------------------------------------
+
+
+def test_other_sources_are_asked_when_no_controller_answers(play):
+    async def story(stage):
+        async def ping(_call, _request, _body):
+            return Pong(role="controller", name="found", boot_id=b"")
+
+        address = await stage.serve("found", {Ping: ping}, role=Role.CONTROLLER)
+        asked = []
+
+        async def find():
+            asked.append(stage.runtime.clock.now())
+            return (address,) if len(asked) > 2 else ()
+
+        link = MasterLink(await stage.connections("pool"), ["tcp://127.0.0.1:9"], stage.runtime, find)
+        assert (await link.call(Ping(), timeout_s=60)).name == "found"
+        assert len(asked) == 3
+        assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(asked))
+        assert (await link.call(Ping(), timeout_s=5)).name == "found"
+        assert len(asked) == 3
+
+    play(story)
+
+
+def test_other_sources_are_left_alone_while_a_standby_answers(play):
+    async def story(stage):
+        asked = []
+
+        async def ping(_call, _request, _body):
+            asked.append("standby")
+            if len(asked) < 5:
+                raise NotMaster("no master yet")
+            return Pong(role="controller", name="standby", boot_id=b"")
+
+        async def find():
+            asked.append("source")
+            return ()
+
+        address = await stage.serve("standby", {Ping: ping}, role=Role.CONTROLLER)
+        link = MasterLink(await stage.connections("pool"), [address], stage.runtime, find)
+        await link.call(Ping(), timeout_s=60)
+        assert asked == ["standby"] * 5
+
+    play(story)
+
+
+def test_a_bucket_is_enough_to_find_the_first_controller(play):
+    async def story(stage):
+        async def ping(_call, _request, _body):
+            return Pong(role="controller", name="found", boot_id=b"")
+
+        address = await stage.serve("found", {Ping: ping}, role=Role.CONTROLLER)
+
+        async def find():
+            return (address,)
+
+        link = MasterLink(await stage.connections("pool"), [], stage.runtime, find)
+        assert (await link.call(Ping(), timeout_s=60)).name == "found"
+
+    play(story)
