@@ -1,0 +1,77 @@
+"""What a release wrote is read by all that come after it: see tests/samples."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import trio
+
+from droppexd.catalog.catalogue import open_catalogue
+from droppexd.catalog.checking import check_catalogue
+from droppexd.catalog.copies import open_stopped_catalogue
+from droppexd.catalog.sqlite import open_sqlite_engine
+from droppexd.daemon import system_runtime
+from droppexd.model import MISSING, Membership
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+CATALOGUES = sorted(SAMPLES.glob("catalogue-*.sqlite"))
+NAMES = ["docs/again", "docs/degraded", "docs/empty", "docs/grüße", "docs/large", "docs/small"]
+
+
+def test_there_is_a_sample():
+    assert CATALOGUES
+
+
+@pytest.fixture(params=CATALOGUES, ids=lambda path: path.name)
+def sample(request, tmp_path):
+    return Path(shutil.copy(request.param, tmp_path / "catalogue.sqlite"))
+
+
+def test_every_record_of_a_sample_is_sound_and_each_kind_is_there(sample):
+    with open_stopped_catalogue(sample) as connection:
+        report = check_catalogue(connection, lambda _done, _total: None)
+    assert report.problems == []
+    assert dict(report.records) == {
+        "pools": 4,
+        "controllers": 1,
+        "sessions": 2,
+        "versions": 5,
+        "files": 6,
+        "extents": 6,
+        "degraded": 1,
+        "garbage": 1,
+        "outcomes": 8,
+    }
+
+
+def test_a_sample_is_opened_and_says_what_was_written(sample):
+    async def main():
+        runtime = system_runtime()
+        async with (
+            open_sqlite_engine(sample, runtime) as engine,
+            open_catalogue(engine, runtime) as catalogue,
+        ):
+            assert catalogue.term == 2
+            entries, _ = await catalogue.list_names("", "", 100, recursive=True)
+            assert [entry.name for entry in entries] == NAMES
+            large, extents = await catalogue.lookup("docs/large")
+            assert (large.size, large.blake3, large.names) == (3000, bytes(range(32)), 1)
+            assert large.metadata == (("mode", "644"), ("mtime", "1600000000"))
+            assert large.created_ms == 1_600_000_000_000
+            assert [extent.pools for extent in extents] == [(1, 2, 4)] * 3
+            small, _ = await catalogue.lookup("docs/again")
+            assert small.names == 2
+            _, (degraded,) = await catalogue.lookup("docs/degraded")
+            assert degraded.pools == (1, 2, MISSING)
+            assert (degraded.layout.k, degraded.layout.m, degraded.size) == (1, 2, 1000)
+            empty, none = await catalogue.lookup("docs/empty")
+            assert (empty.size, none) == (0, ())
+            assert [pool.name for pool in catalogue.pools.values()] == [f"pool-{n}" for n in range(1, 5)]
+            assert catalogue.pools[1].zone == "cellar"
+            assert catalogue.pools[3].membership == Membership.DRAINING
+            assert catalogue.pools[4].checking
+            assert catalogue.controllers["north"].address == "tcp://10.0.0.9:7700"
+            assert sorted(session.closed for session in catalogue.sessions.values()) == [False, True]
+            assert (catalogue.totals.files, catalogue.totals.garbage) == (6, 1)
+
+    trio.run(main)
