@@ -585,7 +585,7 @@ class _OneOfGroup:
                 log.warning("the master at %s does not know this controller yet: %s", master, error)
                 continue
             known_to = master
-            self.front.cluster_id, self.front.controllers = joined.cluster_id, joined.controllers
+            self.front.cluster_id = joined.cluster_id
             log.info("standby of %s term=%d pools=%d", master, joined.term, joined.pools)
 
     async def run(self) -> None:

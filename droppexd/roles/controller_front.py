@@ -61,8 +61,6 @@ class Front:
         self.address = ""
         """How others reach this controller."""
         self.cluster_id = b""
-        self.controllers: tuple[str, ...] = ()
-        """The controllers of the cluster, as this one heard last."""
         self._group = group
         self._name = name
         self._boot_id = boot_id
@@ -70,7 +68,6 @@ class Front:
         self._quick_kinds = tuple(quick)
         self._terms = terms
         self._mastership: Mastership | None = None
-        self._told_term = 0
 
     def service(self) -> Service:
         """Return the handlers by kind of request."""
@@ -187,11 +184,11 @@ class Front:
         told = (health.failure, *health.warnings) if health.failure else health.warnings
         return tuple(warning[:_MAX_TEXT] for warning in told[:16])
 
-    async def tell_master(self, call: Call, request: TellMaster, _body: Body) -> Answer:
-        """Take note of the master. Raise IdentityError when it is another cluster's."""
+    async def tell_master(self, _call: Call, request: TellMaster, _body: Body) -> Answer:
+        """Hear of a master, whose term came with the message; who it is, the group says.
+
+        Raise IdentityError when it is another cluster's.
+        """
         if self.cluster_id and request.cluster_id != self.cluster_id:
             raise IdentityError("this controller belongs to another cluster")
-        if call.term >= self._told_term:
-            self._told_term = call.term
-            self.controllers = request.controllers
         return Done()

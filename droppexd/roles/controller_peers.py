@@ -91,11 +91,13 @@ class Peers:
 
     async def _save(self, name: str, address: str) -> None:
         known = self._catalogue.controllers.get(name)
-        if known is None:
-            known = ControllerRecord(name=name, address="-", joined_ms=self._clock.wall_ms())
-        if known.address != address:
-            await self._catalogue.save_controller(replace(known, address=address))
-            self._news.set()
+        if known is not None and known.address == address:
+            return
+        joined_ms = known.joined_ms if known is not None else self._clock.wall_ms()
+        await self._catalogue.save_controller(
+            ControllerRecord(name=name, address=address, joined_ms=joined_ms)
+        )
+        self._news.set()
 
     async def join(self, _call: Call, request: JoinController, _body: Body) -> Answer:
         """Take in a controller that started.
@@ -213,7 +215,6 @@ class Peers:
             address=self._front.address,
             controllers=self.addresses[:64],
         )
-        self._front.controllers = request.controllers
         missed: list[str] = []
         room = trio.CapacityLimiter(_TELL_AT_ONCE)
 

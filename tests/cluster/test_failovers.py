@@ -3,6 +3,7 @@
 import functools
 import io
 import random
+import threading
 import time
 
 import pytest
@@ -142,17 +143,17 @@ def fail_over_and_over(new_cluster, folder, count, seed):
         with new_cluster(pools=4, controllers=3, catalog=catalog, controller=controller) as cluster:
             workload = Workload(cluster.app.addresses["app"], seed)
             saboteur = Saboteur(cluster, seed)
-
-            async def main():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(workload.run)
-                    await trio.sleep(2)
-                    for _ in range(count):
-                        await trio.to_thread.run_sync(saboteur.fail_over)
-                        await trio.sleep(0.5)
-                    workload.over = True
-
-            trio.run(main)
+            # Processes are started from the main thread: they end with the thread that started them.
+            clients = threading.Thread(target=trio.run, args=[workload.run])
+            clients.start()
+            try:
+                time.sleep(2)
+                for _ in range(count):
+                    saboteur.fail_over()
+                    time.sleep(0.5)
+            finally:
+                workload.over = True
+                clients.join()
             check(cluster, workload)
     finally:
         etcd.kill()
