@@ -297,6 +297,7 @@ class _Process:
             )
         async with open_connections(transport, terms=Terms()) as connections:
             described = await ask_group(connections, self._config.master)
+        _require_room(described.engine)
         joined = Membership(
             cluster_id=described.cluster_id,
             engine=described.engine,
@@ -381,10 +382,16 @@ async def _open_group(
             yield group
         return
     if membership is not None:
-        reason = f"the cluster keeps its catalogue in {membership.engine}, which takes no second controller"
-        raise ConfigError([reason])
+        _require_room(membership.engine)
     async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
         yield SoleGroup(engine)
+
+
+def _require_room(engine: str) -> None:
+    """Raise ConfigError for an engine that has room for one controller only."""
+    if engine != "etcd":
+        reason = f"that cluster keeps its catalogue in {engine}, which takes no second controller: see "
+        raise ConfigError([reason + "docs/operations/one-controller-or-three.md"])
 
 
 @asynccontextmanager

@@ -164,6 +164,8 @@ def _answer(url: str, status: int, content: bytes) -> Json:
         answer = answer["error"]
         status = 400
     elif status == httpx.codes.OK:
+        if not answer.keys() & {"header", "result"}:
+            raise _TryElsewhere(f"{where} does not answer as etcd does")
         return answer
     code = answer.get("code", answer.get("grpc_code", 2))
     told = str(answer.get("message") or answer.get("error") or status)[:300]

@@ -27,7 +27,7 @@ from droppexd.catalog.etcd import (
 )
 from droppexd.catalog.etcd_client import EtcdClient, Json, decode, encode, open_etcd_client
 from droppexd.catalog.group import Health, Mandate
-from droppexd.errors import CatalogError
+from droppexd.errors import CatalogError, IdentityError
 from droppexd.runtime import Runtime
 
 log = logging.getLogger("droppex.etcd")
@@ -144,7 +144,7 @@ class EtcdGroup:
     async def campaign(self, address: str) -> AsyncIterator[Mandate]:
         """Wait until this controller has the mandate; leaving returns it.
 
-        Raise CatalogError when the prefix has keys that are not droppex's.
+        Raise IdentityError when the prefix has keys that are not droppex's, or not of this format.
         """
         leased, engine = await self._win(address)
         self._engine, self.master = engine, address
@@ -168,9 +168,6 @@ class EtcdGroup:
                     won = await self._try(address)
                     if won is not None:
                         return won
-            except _NotOurs as error:
-                self._failure = str(error)
-                raise CatalogError(str(error)) from None
             except CatalogError as error:
                 if str(error) != self._failure:
                     log.warning("no word from etcd: %s", error)
@@ -222,7 +219,7 @@ class EtcdGroup:
         return _Leased(engine, self._client, lease, until, settings.lease_s), engine
 
     async def _require_own_keys(self) -> None:
-        """Write down whose keys these are, where there are none; raise _NotOurs when they are others'."""
+        """Write down whose keys these are, where there are none; raise IdentityError for others'."""
         keys = self._keys
         question = {
             "success": [
@@ -241,12 +238,12 @@ class EtcdGroup:
         if found == FORMAT:
             return
         if own is not None:
-            raise _NotOurs(
+            raise IdentityError(
                 f"the keys below {self.prefix!r} in etcd have the format {found[:40]!r}, which this release "
                 "does not read"
             )
         if any_key is not None:
-            raise _NotOurs(
+            raise IdentityError(
                 f"etcd has keys below {self.prefix!r} that are not droppex's, the first is "
                 f"{decode(any_key['key'])[:60]!r}; choose another catalog.etcd_prefix"
             )
@@ -305,10 +302,6 @@ class EtcdGroup:
             "CORRUPT": "members of etcd differ: it is damaged",
         }
         return [f"etcd raises the alarm {kind}: {what.get(kind, 'see its documentation')}" for kind in kinds]
-
-
-class _NotOurs(CatalogError):
-    """The keys below the prefix are somebody else's."""
 
 
 @asynccontextmanager

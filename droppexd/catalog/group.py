@@ -77,7 +77,7 @@ class Group(Protocol):
     def campaign(self, address: str) -> AbstractAsyncContextManager[Mandate]:
         """Wait until this controller, which others reach at `address`, has the mandate; leaving returns it.
 
-        Raise CatalogError when it can never be the master.
+        Raise IdentityError when it can never be the master: the catalogue is somebody else's.
         """
         ...
 

@@ -90,6 +90,9 @@ STANDBY_S = 2.0
 _PAUSE_S = (0.2, 1.0)
 """Before a controller that was or nearly was the master campaigns again, and between two looks for one."""
 
+_FAILED_S = 2.0
+"""More, after its catalogue failed."""
+
 _JOIN_S = 10.0
 
 _MOST_APPS = 256
@@ -599,6 +602,8 @@ class _OneOfGroup:
                 if self._group.alone:
                     raise
                 log.warning("not the master now: %s", error)
+                if isinstance(error, CatalogError):
+                    await trio.sleep(_FAILED_S)
             await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
 
     async def _lead(self, mandate: Mandate) -> None:

@@ -14,7 +14,7 @@ from droppexd.catalog.etcd import EtcdKeys, _nested, put
 from droppexd.catalog.etcd_client import EtcdClient, encode, open_etcd_client, tls_context
 from droppexd.catalog.etcd_group import EtcdSettings, open_etcd_group
 from droppexd.daemon import system_runtime
-from droppexd.errors import CatalogError, ConfigError, NotMaster
+from droppexd.errors import CatalogError, ConfigError, IdentityError, NotMaster
 from tests.etcd_servers import Etcd, require_etcd, wipe
 
 # A connection that breaks while a request is written leaves a generator of httpx's to the garbage collector.
@@ -230,7 +230,7 @@ def test_keys_of_others_below_the_prefix_are_left_alone(etcd):
     async def main():
         ask(etcd, "/v3/kv/put", {"key": encode(b"droppex/theirs"), "value": encode(b"x")})
         async with open_etcd_group(settings(etcd), system_runtime()) as group:
-            with pytest.raises(CatalogError, match=r"not droppex's.*theirs.*etcd_prefix"):
+            with pytest.raises(IdentityError, match=r"not droppex's.*theirs.*etcd_prefix"):
                 async with group.campaign(ONE):
                     pass
         async with (
@@ -247,7 +247,7 @@ def test_a_format_of_another_release_is_refused(etcd):
     async def main():
         ask(etcd, "/v3/kv/put", {"key": encode(b"droppex/format"), "value": encode(b"droppex 9")})
         async with open_etcd_group(settings(etcd), system_runtime()) as group:
-            with pytest.raises(CatalogError, match="droppex 9"):
+            with pytest.raises(IdentityError, match="droppex 9"):
                 async with group.campaign(ONE):
                     pass
 
@@ -320,14 +320,15 @@ def test_a_member_that_does_not_answer_is_named(etcd):
     run(main)
 
 
-def test_what_is_no_etcd_is_told(etcd):
+@pytest.mark.parametrize("body", [b"hello", b"{}", b"[1]"])
+def test_what_is_no_etcd_is_told(body):
     async def main():
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listeners[0].socket.getsockname()[1]
 
         async def answer(stream):
             await stream.receive_some()
-            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, answer, listeners)
