@@ -7,7 +7,9 @@ text that it stands beside, byte by byte, so that nothing depends on how JSON is
 
 import json
 import os
+import re
 import stat
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,10 @@ KEY_BYTES = 32
 _FORMAT = 1
 _ID_BYTES = 16
 _MAX_ADDRESS = 256
+_ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+_NONE_SUCH = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What JSON of another shape leads to: RecursionError is for many brackets, OverflowError for Infinity."""
 
 
 class BucketError(DroppexError):
@@ -73,14 +79,13 @@ def verify(document: bytes, public: bytes) -> Whereabouts:
         outer = json.loads(document)
         text, signature = outer["says"], bytes.fromhex(outer["signature"])
         VerifyKey(public).verify(text.encode(), signature)
-    except (BadSignatureError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (
-            "the signature is wrong" if isinstance(error, BadSignatureError) else "it is no such document"
-        )
-        raise BucketError(reason) from error
+    except BadSignatureError as error:
+        raise BucketError("the signature is wrong") from error
+    except _NONE_SUCH as error:
+        raise BucketError("it is no such document") from error
     try:
         return _parsed(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except _NONE_SUCH as error:
         raise BucketError(f"what was signed is not understood: {error}") from error
 
 
@@ -96,11 +101,14 @@ def _parsed(fields: dict[str, Any]) -> Whereabouts:
         or len(controllers) > MAX_CONTROLLERS
     ):
         raise ValueError("a cluster, a term or a list that cannot be")
-    if not all(
-        isinstance(one, str) and one.startswith("tcp://") and len(one) <= _MAX_ADDRESS for one in addresses
-    ):
+    if not all(map(_is_address, addresses)):
         raise ValueError("an address that is none")
     return Whereabouts(cluster_id, term, fields["master"], tuple(controllers), int(fields["written_ms"]))
+
+
+def _is_address(value: object) -> bool:
+    match = _ADDRESS.fullmatch(value) if isinstance(value, str) and len(value) <= _MAX_ADDRESS else None
+    return match is not None and 0 < int(match[2]) <= 65535
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -122,8 +130,10 @@ def make_signing_key(path: Path) -> str:
     return bytes(key.verify_key).hex()
 
 
-def read_signing_key(path: Path) -> bytes:
-    """Return the secret of a signing key. Blocking. Raise ConfigError."""
+def read_signing_key(path: Path, public: bytes) -> bytes:
+    """Return the secret of the signing key that this public key belongs to. Blocking. Raise ConfigError."""
+    from nacl.signing import SigningKey
+
     try:
         mode = path.stat().st_mode
         text = path.read_text("ascii")
@@ -138,6 +148,10 @@ def read_signing_key(path: Path) -> bytes:
         secret = b""
     if len(secret) != KEY_BYTES:
         raise ConfigError([f"{path} is no signing key of `droppexd bucket-key`"])
+    own = bytes(SigningKey(secret).verify_key)
+    if own != public:
+        reason = f"nobody would believe what {path} signs: its public key is {own.hex()}, not bucket_key"
+        raise ConfigError([reason])
     return secret
 
 
@@ -155,9 +169,10 @@ def read_file(path: Path) -> bytes:
 
 def write_file(path: Path, document: bytes) -> None:
     """Replace the document in a file: the old or the new one is there at any moment. Blocking."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    # Masters on several machines may write at once, and in containers they all have the same process id.
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with new.open("wb") as file:
+        with new.open("xb") as file:
             file.write(document)
             file.flush()
             os.fsync(file.fileno())
@@ -169,22 +184,39 @@ def write_file(path: Path, document: bytes) -> None:
 
 
 async def read_url(url: str) -> bytes:
-    """Return the document at a URL. Raise BucketError. No redirection is followed."""
+    """Return the document at a URL, as it is stored there. Raise BucketError. No redirection is followed.
+
+    The certificate is checked against the public authorities, or those of the file in SSL_CERT_FILE.
+    """
     import httpx
+
+    # Compressed, a small answer could become a large one.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
     try:
         async with (
             httpx.AsyncClient(timeout=READ_S) as http,
-            http.stream("GET", url, headers={"Accept": "application/json"}) as response,
+            http.stream("GET", url, headers=headers) as response,
         ):
             if response.status_code != httpx.codes.OK:
                 raise BucketError(f"{url} answers with {response.status_code}")
             if int(response.headers.get("Content-Length", "0") or 0) > MAX_BYTES:
                 raise BucketError(f"{url} has more than {MAX_BYTES // 1024} KiB")
             content = b""
-            async for part in response.aiter_bytes():
+            async for part in response.aiter_raw():  # To its end: httpx leaves generators behind otherwise.
                 if len(content) <= MAX_BYTES:
                     content += part
             return content
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise BucketError(f"{url}: {str(error) or type(error).__name__}") from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise BucketError(f"{url}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first text in a chain of errors: httpx hides what is wrong with a certificate."""
+    one: BaseException | None = error
+    while one is not None:
+        text = one.strerror if isinstance(one, OSError) and one.strerror else str(one)
+        if text:
+            return text
+        one = one.__cause__ or one.__context__
+    return type(error).__name__

@@ -257,9 +257,10 @@ class _Process:
         config = self._config
         if not config.bucket:
             return None
-        writes = Role.CONTROLLER in config.roles and config.bucket_signing_key
-        secret = read_signing_key(Path(config.bucket_signing_key)) if writes else b""
-        return Bucket(config.bucket, bytes.fromhex(config.bucket_key), self._runtime, secret)
+        public, secret = bytes.fromhex(config.bucket_key), b""
+        if Role.CONTROLLER in config.roles and config.bucket_signing_key:
+            secret = read_signing_key(Path(config.bucket_signing_key), public)
+        return Bucket(config.bucket, public, self._runtime, secret)
 
     def _publisher(self) -> "Publish | None":
         from droppexd.bucket import Whereabouts

@@ -105,8 +105,8 @@ class Finder:
         with trio.move_on_after(_RESOLVE_S):
             try:
                 addresses = await self._resolve(host, int(port))
-            except OSError as error:
-                reason = error.strerror or str(error)
+            except (OSError, UnicodeError) as error:  # The latter for `a..b` and for labels over 63 letters.
+                reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
         if addresses is None:
             self._complain(host, reason)
             return []

@@ -1,6 +1,7 @@
 """The signed document that says where the controllers are."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_no_document_with_another_byte_says_something_else(data):
 @pytest.mark.parametrize(
     "document",
     [b"", b"{", b"[]", b"3", b'{"says": 3, "signature": ""}', b'{"says": "x", "signature": "zz"}', b"\xff",
-     b'{"signature": "00"}', b" " * (MAX_BYTES + 1)],
+     b'{"signature": "00"}', b" " * (MAX_BYTES + 1), b"[" * MAX_BYTES, b'{"says": ' * 5000],
 )  # fmt: skip
 def test_rubbish_is_refused(document, public):
     with pytest.raises(BucketError):
@@ -86,7 +87,13 @@ def test_rubbish_is_refused(document, public):
         {"controllers": ["tcp://a:1"] * 65},
         {"controllers": [3]},
         {"controllers": None},
-        {"master": "tcp://" + "a" * 300},
+        {"master": "tcp://" + "a" * 300 + ":1"},
+        {"master": "tcp://10.0.0.1"},
+        {"master": "tcp://10.0.0.1:0"},
+        {"master": "tcp://10.0.0.1:65536"},
+        {"master": "tcp://*:7700"},
+        {"controllers": ["tcp://10.0.0.1:7700 "]},
+        {"written_ms": float("inf")},
     ],
 )
 def test_fields_that_cannot_be_are_refused_though_they_are_signed(change, public):
@@ -102,18 +109,24 @@ def test_keys_are_made_once_for_their_owner_alone(tmp_path):
     file = tmp_path / "bucket.key"
     public = make_signing_key(file)
     assert file.stat().st_mode & 0o777 == 0o600
-    assert verify(sign(TOLD, read_signing_key(file)), bytes.fromhex(public)) == TOLD
+    assert verify(sign(TOLD, read_signing_key(file, bytes.fromhex(public))), bytes.fromhex(public)) == TOLD
     with pytest.raises(ConfigError, match="cannot write"):
         make_signing_key(file)
     file.chmod(0o644)
     with pytest.raises(ConfigError, match="open to others"):
-        read_signing_key(file)
+        read_signing_key(file, bytes.fromhex(public))
     file.chmod(0o600)
     file.write_text("rubbish")
     with pytest.raises(ConfigError, match="no signing key"):
-        read_signing_key(file)
+        read_signing_key(file, bytes.fromhex(public))
     with pytest.raises(ConfigError, match="cannot read"):
-        read_signing_key(tmp_path / "nowhere")
+        read_signing_key(tmp_path / "nowhere", bytes.fromhex(public))
+
+
+def test_a_signing_key_that_does_not_belong_to_the_public_key_is_refused(tmp_path, public):
+    other = make_signing_key(tmp_path / "other.key")
+    with pytest.raises(ConfigError, match=f"nobody would believe.*{other}"):
+        read_signing_key(tmp_path / "other.key", public)
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -126,3 +139,19 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(BucketError, match="cannot be written"):
         write_file(tmp_path / "nowhere" / "droppex.json", b"")
+
+
+def test_a_file_is_not_mixed_of_what_two_processes_with_one_id_write(tmp_path, monkeypatch):
+    file = tmp_path / "droppex.json"
+    flush = os.fsync
+
+    def another_writes(descriptor):
+        monkeypatch.setattr(os, "fsync", flush)
+        write_file(file, b"the other's, which is longer")
+        assert read_file(file) == b"the other's, which is longer"
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", another_writes)
+    write_file(file, b"mine")
+    assert read_file(file) == b"mine"
+    assert list(tmp_path.iterdir()) == [file]

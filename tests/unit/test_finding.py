@@ -2,7 +2,10 @@
 
 import http.server
 import itertools
+import ssl
+import subprocess
 import threading
+from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
@@ -71,15 +74,56 @@ class Site(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def site():
+@contextmanager
+def serving(certificate=None):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"{'http' if certificate is None else 'https'}://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def site():
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1 that signs itself."""
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=droppex test"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, "-keyout", "key.pem", "-out", "cert.pem",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    return tmp_path / "cert.pem"
+
+
+def test_a_url_is_believed_only_by_who_trusts_its_certificate(certificate, public, monkeypatch):
+    Site.pages = {"/droppex.json": (200, sign(TOLD, SECRET))}
+
+    async def main():
+        with serving(certificate) as url:
+            bucket = Bucket(f"{url}/droppex.json", public, system_runtime())
+            with pytest.raises(BucketError, match=r"(?i)certificate.verify.failed"):
+                await bucket.read(0)
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            assert await bucket.read(0) == TOLD
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_name("nowhere.pem")))
+            with pytest.raises(BucketError, match="No such file"):
+                await bucket.read(0)
+
+    trio.run(main)
 
 
 def test_a_url_is_read_within_bounds(site, public):
@@ -92,10 +136,16 @@ def test_a_url_is_read_within_bounds(site, public):
         for path, reason in (("/none", "404"), ("/moved", "302"), ("/large", "more than 64 KiB")):
             with pytest.raises(BucketError, match=reason):
                 await read_url(site + path)
-        with pytest.raises(BucketError):
+        with pytest.raises(BucketError, match="failed"):
             await read_url("http://127.0.0.9:9/")
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64])
+def test_a_name_that_cannot_be_one_is_of_no_use_and_no_more(host, caplog):
+    assert trio.run(Finder([f"tcp://{host}:1"]).find, 0) == ()
+    assert f"{host} does not tell" in caplog.text
 
 
 class Names:
