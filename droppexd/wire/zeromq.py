@@ -129,7 +129,7 @@ class ZeromqTransport:
         host = _host_of(address)
         if self._doorkeeper is None and (self._keys is not None or not _is_loopback(host)):
             raise ConfigError([f"listening on {address} needs the cluster's keys; see `droppexd keygen`"])
-        socket = self._new_socket(zmq.ROUTER)
+        socket = self._new_socket(zmq.ROUTER, host)
         try:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
@@ -151,7 +151,7 @@ class ZeromqTransport:
         host = _host_of(address)
         if self._keys is None and not _is_loopback(host):
             raise PeerError(f"connecting to {address} needs keys; see `droppexd keygen`")
-        socket = self._new_socket(zmq.DEALER)
+        socket = self._new_socket(zmq.DEALER, host)
         monitor: zmq.Socket[bytes] | None = None
         try:
             socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -170,13 +170,15 @@ class ZeromqTransport:
             raise PeerError(f"cannot connect to {address}: {error.strerror}") from error
         return _ZeromqChannel(socket, monitor, self._nursery, self._open, on_message, on_lost)
 
-    def _new_socket(self, kind: int) -> zmq.Socket[bytes]:
+    def _new_socket(self, kind: int, host: str) -> zmq.Socket[bytes]:
         # The system's own TCP buffers stay: fixed sizes from 256 KiB to 4 MiB were all slower on loopback.
         try:
             socket = self._context.socket(kind)
         except zmq.ZMQError as error:
             raise PeerError(f"cannot open a socket: {error.strerror}") from error
         socket.setsockopt(zmq.LINGER, 0)
+        # Only for addresses that are IPv6's: a name would lead there alone, though its IPv4 address may serve.
+        socket.setsockopt(zmq.IPV6, int(host.startswith("[")))
         socket.setsockopt(zmq.SNDHWM, SEND_MARK)
         socket.setsockopt(zmq.RCVHWM, RECEIVE_MARK)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)

@@ -393,6 +393,23 @@ def test_without_keys_only_loopback_is_listened_on_and_reached(run):
     run(scenario)
 
 
+def test_addresses_of_ipv6_are_listened_on_and_reached(run):
+    """Written as IPv6, 127.0.0.1 needs the sockets of IPv6, and no machine that has it."""
+
+    async def scenario():
+        ring = Ring()
+        keys = ring.of(Role.APP)
+        async with serving(ring.server) as address:
+            port = address.rpartition(":")[2]
+            assert await ask(f"tcp://[::ffff:127.0.0.1]:{port}", keys) == PONG
+            assert await ask(f"tcp://127.0.0.1:{port}", keys) == PONG
+        async with open_zeromq_transport(keys=ring.server) as transport:
+            listener = transport.listen("tcp://[::ffff:127.0.0.1]:0", lambda peer, frames: None)
+            assert listener.address.startswith("tcp://[::ffff:127.0.0.1]:")
+
+    run(scenario)
+
+
 def test_an_address_that_is_none_is_refused(run):
     async def scenario():
         async with open_zeromq_transport() as transport:
