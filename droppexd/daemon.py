@@ -22,7 +22,7 @@ import trio
 from droppexd.config import Config
 from droppexd.errors import ConfigError, IdentityError, StoreError
 from droppexd.folders import make_folder
-from droppexd.model import Role
+from droppexd.model import MAX_CONTROLLERS, Role
 from droppexd.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -84,6 +84,21 @@ class WorkerThreads:
     def __call__(self, function: Callable[[*Ts], T], *args: *Ts) -> Awaitable[T]:
         """Return what the function returns. A call that has begun is waited for, cancelled or not."""
         return trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+
+class ThreadsLeftBehind:
+    """Blocking work on what may hang for ever, as a share of the network does.
+
+    A call that is cancelled is left to itself. The next one waits until it is over, so that what hangs costs
+    one thread, and what was written first is not written last.
+    """
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(1)
+
+    def __call__(self, function: Callable[[*Ts], T], *args: *Ts) -> Awaitable[T]:
+        """Return what the function returns."""
+        return trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._limiter)
 
 
 def thread_waits() -> int:
@@ -260,7 +275,7 @@ class _Process:
         public, secret = bytes.fromhex(config.bucket_key), b""
         if Role.CONTROLLER in config.roles and config.bucket_signing_key:
             secret = read_signing_key(Path(config.bucket_signing_key), public)
-        return Bucket(config.bucket, public, self._runtime, secret)
+        return Bucket(config.bucket, public, ThreadsLeftBehind(), secret)
 
     def _publisher(self) -> "Publish | None":
         from droppexd.bucket import Whereabouts
@@ -269,10 +284,10 @@ class _Process:
         if bucket is None:
             return None
 
-        async def publish(cluster_id: bytes, term: int, controllers: Sequence[str]) -> None:
+        async def publish(cluster_id: bytes, term: int, controllers: Sequence[str]) -> bool:
             now_ms = self._runtime.clock.wall_ms()
-            told = Whereabouts(cluster_id, term, controllers[0], tuple(controllers), now_ms)
-            await bucket.publish(told)
+            some = tuple(controllers[:MAX_CONTROLLERS])
+            return await bucket.publish(Whereabouts(cluster_id, term, controllers[0], some, now_ms))
 
         return publish
 

@@ -41,8 +41,9 @@ standbys ask nobody."""
 
 Body = Sequence[Frame]
 
-Publish = Callable[[bytes, int, Sequence[str]], Awaitable[None]]
-"""Makes known elsewhere, for a cluster's id and a term, who the master is and which controllers there are."""
+Publish = Callable[[bytes, int, Sequence[str]], Awaitable[bool]]
+"""Makes known elsewhere, for a cluster's id and a term, who the master is and which controllers there are.
+Returns False when it must be tried again."""
 
 
 class Peers:
@@ -97,7 +98,7 @@ class Peers:
         await self._catalogue.save_controller(
             ControllerRecord(name=name, address=address, joined_ms=joined_ms)
         )
-        self._news.set()
+        self._tell_news()
 
     async def join(self, _call: Call, request: JoinController, _body: Body) -> Answer:
         """Take in a controller that started.
@@ -159,7 +160,7 @@ class Peers:
                     f"the controller {record.name} answers at {record.address}; stop it, then remove it"
                 )
             await self._catalogue.forget_controller(record.name)
-            self._news.set()
+            self._tell_news()
         log.info("controller removed name=%s address=%s", record.name, record.address)
         return Done()
 
@@ -190,16 +191,33 @@ class Peers:
 
     async def run(self) -> None:
         """Tell everybody the master and the controllers, now and after each change, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_always)
+            if (
+                self._publish is not None
+            ):  # Apart: what it writes to may be slow, and nobody is to wait for it.
+                nursery.start_soon(self._publish_always, self._publish)
+
+    async def _tell_always(self) -> None:
         while True:
-            self._news = trio.Event()
-            if self._publish is not None:
-                await self._publish(self._catalogue.cluster_id, self._catalogue.term, self.addresses)
+            news = self._news
             late = await self._tell(self._everybody())
             with trio.move_on_after(_AGAIN_S if late else float("inf")):
-                await self._news.wait()
+                await news.wait()
                 continue
             await self._tell(late)
-            await self._news.wait()
+            await news.wait()
+
+    async def _publish_always(self, publish: Publish) -> None:
+        while True:
+            news = self._news
+            done = await publish(self._catalogue.cluster_id, self._catalogue.term, self.addresses)
+            with trio.move_on_after(float("inf") if done else _AGAIN_S):
+                await news.wait()
+
+    def _tell_news(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
     def _everybody(self) -> list[str]:
         catalogue = self._catalogue

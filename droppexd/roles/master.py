@@ -52,6 +52,9 @@ class MasterLink:
         self._found: tuple[str, ...] = ()
         self._find = find
         self._find_at = -math.inf
+        self._in_vain = (
+            0  # Controllers left since one answered, in all calls: one call may be too short for all.
+        )
         self._runtime = runtime
         self._address = self._seeds[0] if self._seeds else NOWHERE
 
@@ -70,7 +73,7 @@ class MasterLink:
 
         Calls that wait for another are put to this one at once: the other may stand still for long.
         """
-        former, self._address = self._address, address
+        former, self._address, self._in_vain = self._address, address, 0
         self._told = tuple(controllers)
         if former != address:
             self._connections.disconnect(former)
@@ -95,29 +98,36 @@ class MasterLink:
                 failure = error
                 self._leave(address)
             else:
+                self._in_vain = 0
                 return reply
             asked += 1
             if self._runtime.clock.now() >= deadline:
                 raise PeerError(f"no master answers at {', '.join(self.known)}: {failure}") from failure
+            if self._in_vain >= len(self.known):
+                await self._look_around(failure, deadline)
             if asked % len(self.known) == 0:
-                await self._look_around(failure)
                 await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
 
-    async def _look_around(self, failure: DroppexError) -> None:
-        """After a round in vain, ask other sources where controllers are, at a bounded rate."""
+    async def _look_around(self, failure: DroppexError, deadline: float) -> None:
+        """After all controllers failed, ask other sources where there are more, at a bounded rate."""
         now = self._runtime.clock.now()
         # Where a standby answers, the list is right, and what is missing is a master.
         if self._find is None or now < self._find_at or isinstance(failure, NotMaster):
             return
         self._find_at = now + _FIND_S
-        found = await self._find()
-        if found and found != self._found:
-            self._found = found
+        with trio.move_on_after(deadline - now):
+            found = await self._find()
+            new = [address for address in found if address not in self.known]
+            if found:
+                self._found = found
+            if new and self._in_vain:  # Else another call has found the master meanwhile.
+                self._address, self._in_vain = new[0], 0
 
     def _leave(self, address: str, hint: str = "") -> None:
         """Ask elsewhere, unless another call has moved on already: two would come back to where they were."""
         if self._address == address:
             self._address = hint or self._next()
+            self._in_vain += 1
 
     def _next(self) -> str:
         known = self.known

@@ -177,7 +177,7 @@ class ZeromqTransport:
         except zmq.ZMQError as error:
             raise PeerError(f"cannot open a socket: {error.strerror}") from error
         socket.setsockopt(zmq.LINGER, 0)
-        # Only for addresses that are IPv6's: a name would lead there alone, though its IPv4 address may serve.
+        # Only for addresses of IPv6: a name would lead there alone, though its IPv4 address may serve.
         socket.setsockopt(zmq.IPV6, int(host.startswith("[")))
         socket.setsockopt(zmq.SNDHWM, SEND_MARK)
         socket.setsockopt(zmq.RCVHWM, RECEIVE_MARK)

@@ -5,16 +5,17 @@ import itertools
 import ssl
 import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from droppexd.bucket import BucketError, Whereabouts, read_url, sign
-from droppexd.daemon import system_runtime
-from droppexd.errors import NotMaster
-from droppexd.finding import Bucket, Finder
+from droppexd.daemon import ThreadsLeftBehind
+from droppexd.errors import NotMaster, PeerError
+from droppexd.finding import GRACE_S, Bucket, Finder
 from droppexd.model import Role
 from droppexd.roles.master import MasterLink
 from droppexd.wire.messages import Ping, Pong
@@ -34,11 +35,13 @@ def public():
 def test_a_file_is_written_by_who_has_the_key_and_read_by_all(tmp_path, public):
     async def main():
         url = f"file://{tmp_path}/dropp%20ex.json"
-        reader, writer = Bucket(url, public, system_runtime()), Bucket(url, public, system_runtime(), SECRET)
+        threads = ThreadsLeftBehind()
+        reader, writer = Bucket(url, public, threads), Bucket(url, public, threads, SECRET)
         with pytest.raises(BucketError, match="No such file"):
             await reader.read(0)
-        await reader.publish(TOLD)  # Without the key nothing is written.
-        await writer.publish(TOLD)
+        assert await reader.publish(TOLD)  # Without the key nothing is written.
+        assert not (tmp_path / "dropp ex.json").exists()
+        assert await writer.publish(TOLD)
         assert (tmp_path / "dropp ex.json").exists()
         assert await reader.read(7, CLUSTER) == TOLD
         assert await reader.read(3) == TOLD
@@ -50,14 +53,80 @@ def test_a_file_is_written_by_who_has_the_key_and_read_by_all(tmp_path, public):
     trio.run(main)
 
 
-def test_a_file_that_cannot_be_written_is_logged_and_no_more(tmp_path, public, caplog):
-    bucket = f"file://{tmp_path}/nowhere/droppex.json"
-
+def test_no_term_is_believed_below_one_that_was(tmp_path, public):
     async def main():
-        await Bucket(bucket, public, system_runtime(), SECRET).publish(TOLD)
+        bucket = Bucket(f"file://{tmp_path}/b", public, ThreadsLeftBehind(), SECRET)
+        other = TOLD._replace(cluster_id=bytes(16), term=2)
+        for told in (TOLD, TOLD._replace(term=9), other, other._replace(term=3)):
+            await bucket.publish(told)
+            assert await bucket.read(0) == told
+        await bucket.publish(other)
+        with pytest.raises(BucketError, match=r"term 2.*term 3"):
+            await bucket.read(0)
 
     trio.run(main)
-    assert "is not up to date" in caplog.text
+
+
+def test_a_file_that_cannot_be_written_is_logged_once_and_no_more(tmp_path, public, caplog):
+    caplog.set_level("INFO")
+
+    async def main():
+        bucket = Bucket(f"file://{tmp_path}/later/b", public, ThreadsLeftBehind(), SECRET)
+        for _ in range(3):
+            assert not await bucket.publish(TOLD)
+        assert caplog.text.count("is not up to date") == 1
+        (tmp_path / "later").mkdir()
+        assert await bucket.publish(TOLD)
+        assert await bucket.publish(TOLD)
+        assert caplog.text.count("is up to date again") == 1
+
+    trio.run(main)
+
+
+async def hang(_function, *_args):
+    await trio.sleep_forever()
+
+
+def test_nobody_waits_for_a_share_that_hangs(public, caplog):
+    async def main():
+        bucket = Bucket("file:///mnt/share/b", public, hang, SECRET)
+        assert await Finder([], bucket).find(0) == ()
+        assert "the bucket file:///mnt/share/b does not tell" in caplog.text
+        assert "no answer in time" in caplog.text
+        assert not await bucket.publish(TOLD)
+        assert "cannot be written in time" in caplog.text
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_call_that_hangs_is_left_behind_and_takes_no_second_thread():
+    begun, go_on, order = threading.Event(), threading.Event(), []
+
+    def hang_for_long():
+        begun.set()
+        go_on.wait(10)
+        order.append("first")
+
+    async def main():
+        threads = ThreadsLeftBehind()
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(cancel_when_begun, scope)
+                await threads(hang_for_long)
+            assert scope.cancelled_caught
+            assert not order
+            nursery.start_soon(threads, order.append, "second")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not order
+            go_on.set()
+        assert order == ["first", "second"]
+
+    async def cancel_when_begun(scope):
+        while not begun.is_set():
+            await trio.sleep(0.001)
+        scope.cancel()
+
+    trio.run(main)
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -114,7 +183,7 @@ def test_a_url_is_believed_only_by_who_trusts_its_certificate(certificate, publi
 
     async def main():
         with serving(certificate) as url:
-            bucket = Bucket(f"{url}/droppex.json", public, system_runtime())
+            bucket = Bucket(f"{url}/droppex.json", public, ThreadsLeftBehind())
             with pytest.raises(BucketError, match=r"(?i)certificate.verify.failed"):
                 await bucket.read(0)
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -130,7 +199,7 @@ def test_a_url_is_read_within_bounds(site, public):
     Site.pages = {"/good": (200, sign(TOLD, SECRET)), "/large": (200, bytes(70_000)), "/moved": (302, b"")}
 
     async def main():
-        bucket = Bucket(f"{site}/good", public, system_runtime(), SECRET)
+        bucket = Bucket(f"{site}/good", public, ThreadsLeftBehind(), SECRET)
         assert await bucket.read(0) == TOLD
         await bucket.publish(TOLD)
         for path, reason in (("/none", "404"), ("/moved", "302"), ("/large", "more than 64 KiB")):
@@ -148,6 +217,11 @@ def test_a_name_that_cannot_be_one_is_of_no_use_and_no_more(host, caplog):
     assert f"{host} does not tell" in caplog.text
 
 
+async def run_inline(function, *args):
+    await trio.lowlevel.checkpoint()
+    return function(*args)
+
+
 class Names:
     def __init__(self, **known):
         self.known = known
@@ -161,7 +235,7 @@ class Names:
 
 def test_all_addresses_behind_a_name_and_those_of_the_bucket_are_found_in_order(tmp_path, public):
     async def main():
-        bucket = Bucket(f"file://{tmp_path}/b", public, system_runtime(), SECRET)
+        bucket = Bucket(f"file://{tmp_path}/b", public, ThreadsLeftBehind(), SECRET)
         await bucket.publish(TOLD)
         names = Names(cluster=["10.0.1.1", "10.0.1.2", "fd00::1"])
         seeds = ["tcp://10.0.0.9:5", "tcp://cluster:77", "tcp://[::1]:5"]
@@ -177,10 +251,35 @@ def test_all_addresses_behind_a_name_and_those_of_the_bucket_are_found_in_order(
     trio.run(main)
 
 
+def test_a_silent_source_costs_no_other_its_time(tmp_path, public, caplog):
+    async def silent(_host, _port):
+        await trio.sleep_forever()
+
+    async def main():
+        bucket = Bucket(f"file://{tmp_path}/b", public, run_inline, SECRET)
+        await bucket.publish(TOLD)
+        finder = Finder(["tcp://one:1", "tcp://two:1", "tcp://three:1"], bucket, silent)
+        began = trio.current_time()
+        assert await finder.find(0) == TOLD.controllers
+        assert trio.current_time() - began <= GRACE_S  # Of the mock clock.
+        assert caplog.text.count("no answer in time") == 3
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_search_that_its_caller_ends_is_no_reason_to_complain(public, caplog):
+    async def main():
+        with trio.move_on_after(1):
+            await Finder([], Bucket("file:///mnt/share/b", public, hang)).find(0)
+        assert not caplog.text
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
 def test_a_source_of_no_use_is_logged_once_for_each_reason_and_the_next_one_counts(tmp_path, public, caplog):
     async def main():
         names = Names()
-        bucket = Bucket(f"file://{tmp_path}/b", public, system_runtime(), SECRET)
+        bucket = Bucket(f"file://{tmp_path}/b", public, ThreadsLeftBehind(), SECRET)
         finder = Finder(["tcp://gone:1", "tcp://cluster:2"], bucket, names)
         for _ in range(3):
             assert await finder.find(0) == ()
@@ -257,5 +356,79 @@ def test_a_bucket_is_enough_to_find_the_first_controller(play):
 
         link = MasterLink(await stage.connections("pool"), [], stage.runtime, find)
         assert (await link.call(Ping(), timeout_s=60)).name == "found"
+
+    play(story)
+
+
+async def serve_silent(stage, *names):
+    async def silent(_call, _request, _body):
+        await trio.sleep_forever()
+
+    return [await stage.serve(name, {Ping: silent}, role=Role.CONTROLLER) for name in names]
+
+
+async def serve_found(stage):
+    async def ping(_call, _request, _body):
+        return Pong(role="controller", name="found", boot_id=b"")
+
+    return await stage.serve("found", {Ping: ping}, role=Role.CONTROLLER)
+
+
+@pytest.mark.parametrize("silent", [1, 3, 8])
+def test_other_sources_are_asked_though_no_call_lasts_long_enough_to_try_all(play, silent):
+    async def story(stage):
+        address = await serve_found(stage)
+        asked = []
+
+        async def find():
+            asked.append(address)
+            return (address,)
+
+        seeds = await serve_silent(stage, *(f"silent {number}" for number in range(silent)))
+        link = MasterLink(await stage.connections("pool"), seeds, stage.runtime, find)
+        for _ in range(silent + 1):  # Two controllers are tried in ten seconds.
+            with suppress(PeerError):
+                assert (await link.call(Ping(), timeout_s=10)).name == "found"
+        assert link.address == address
+        assert len(asked) == 1
+
+    play(story)
+
+
+def test_a_search_does_not_outlast_the_call(play):
+    async def story(stage):
+        link = MasterLink(
+            await stage.connections("pool"), ["tcp://127.0.0.1:9"], stage.runtime, trio.sleep_forever
+        )
+        began = trio.current_time()
+        with trio.move_on_after(100), pytest.raises(PeerError):
+            await link.call(Ping(), timeout_s=5)
+        assert trio.current_time() - began < 5.5  # Of the mock clock.
+
+    play(story)
+
+
+def test_a_search_does_not_lead_away_from_a_master_that_was_told_of_meanwhile(play):
+    async def story(stage):
+        address = await serve_found(stage)
+        asked = []
+
+        async def ping(_call, _request, _body):
+            asked.append("another")
+            raise NotMaster("no idea")
+
+        another = await stage.serve("another", {Ping: ping}, role=Role.CONTROLLER)
+
+        async def find():
+            await trio.sleep(3)
+            return (another,)
+
+        link = MasterLink(await stage.connections("pool"), ["tcp://127.0.0.1:9"], stage.runtime, find)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: link.call(Ping(), timeout_s=20))
+            await trio.sleep(1)
+            link.follow(address, [address])
+        assert link.address == address
+        assert not asked
 
     play(story)
