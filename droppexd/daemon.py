@@ -312,7 +312,8 @@ class _Process:
                 "it an empty folder with --data"
             )
         async with open_connections(transport, terms=Terms()) as connections:
-            described = await ask_group(connections, self._config.master)
+            find = functools.partial(self._finder().find, 0)
+            described = await ask_group(connections, self._config.master, find)
         _require_room(described.engine)
         joined = Membership(
             cluster_id=described.cluster_id,

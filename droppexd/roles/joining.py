@@ -7,6 +7,7 @@ import trio
 
 from droppexd.errors import ConfigError, DroppexError, NotAuthorised, RemoteProtocolError
 from droppexd.model import Role
+from droppexd.roles.master import Find
 from droppexd.wire.group_messages import DescribeGroup, GroupDescribed
 from droppexd.wire.messages import Ping
 from droppexd.wire.rpc import Connections
@@ -15,19 +16,27 @@ log = logging.getLogger("droppex.controller")
 
 _ASK_S = 5.0
 _PAUSE_S = 1.0
+_FIND_EVERY = 2
+"""Rounds in vain between two looks at other sources: a bucket may be far away."""
+
 _SAY_EVERY = 10
 """Rounds in vain between two lines in the log."""
 
 
-async def ask_group(connections: Connections, addresses: Sequence[str]) -> GroupDescribed:
+async def ask_group(
+    connections: Connections, addresses: Sequence[str], find: Find | None = None
+) -> GroupDescribed:
     """Return what the first of these controllers says that knows its cluster; ask until one does.
+
+    `find` is asked for more of them now and then.
 
     Raise ConfigError when one of the addresses is no controller's, and NotAuthorised.
     """
     rounds = 0
+    found: tuple[str, ...] = ()
     while True:
         failure = "they know of no cluster yet"
-        for address in addresses:
+        for address in dict.fromkeys((*addresses, *found)):
             try:
                 described, _ = await connections.call(address, DescribeGroup(), timeout_s=_ASK_S)
             except NotAuthorised:
@@ -44,6 +53,8 @@ async def ask_group(connections: Connections, addresses: Sequence[str]) -> Group
             log.warning("no controller to join yet at %s: %s", ", ".join(addresses), failure)
         rounds += 1
         await trio.sleep(_PAUSE_S)
+        if find is not None and rounds % _FIND_EVERY == 1:
+            found = await find()
 
 
 async def _refuse_others(connections: Connections, address: str) -> None:

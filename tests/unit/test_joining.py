@@ -1,6 +1,9 @@
 """How a controller that starts finds out what it must know."""
 
+import itertools
+
 import pytest
+import trio
 
 from droppexd.errors import ConfigError, NotMaster
 from droppexd.model import Role
@@ -42,6 +45,24 @@ def test_the_first_that_knows_its_cluster_is_believed(play):
         described = await ask_group(await stage.connections("new", Role.CONTROLLER), [NOBODY, address])
         assert described.cluster_id == b"\x01" * 16
         assert described.endpoints == ("http://127.0.0.1:2379",)
+
+    play(story)
+
+
+def test_others_are_looked_for_when_none_answers(play):
+    async def story(stage):
+        one = Controller()
+        address = await stage.serve("one", {DescribeGroup: one.describe}, role=Role.CONTROLLER)
+        looked = []
+
+        async def find():
+            looked.append(trio.current_time())
+            return (address,) if len(looked) == 3 else ()
+
+        with trio.fail_after(60):
+            described = await ask_group(await stage.connections("new", Role.CONTROLLER), [NOBODY], find)
+        assert described.cluster_id == b"\x01" * 16
+        assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(looked))
 
     play(story)
 
