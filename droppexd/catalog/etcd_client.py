@@ -2,7 +2,6 @@
 
 Questions go to one endpoint until that fails, then to the next. A question is put again when its answer is
 lost: who asks for a change makes it so that it is carried out once at most.
-The only module that imports httpx.
 """
 
 import json

@@ -483,6 +483,19 @@ class _Controller:
             await self._catalogue.forget_outcomes()
 
 
+def why_it_ended(error: Exception) -> NotMaster | CatalogError | None:
+    """Return why a controller is the master no more; None when there is anything else among the reasons.
+
+    Where the engine fails, several tasks may meet it at the same moment, and come out as a group.
+    """
+    if isinstance(error, NotMaster | CatalogError):
+        return error
+    if not isinstance(error, ExceptionGroup):
+        return None
+    reasons = [why_it_ended(one) for one in error.exceptions]
+    return None if None in reasons else reasons[0]
+
+
 def _expected(condition: Condition) -> Expected:
     return Expected(absent=condition.absent, version=condition.version)
 
@@ -598,11 +611,12 @@ class _OneOfGroup:
                 async with self._group.campaign(self.front.address) as mandate:
                     await self._lead(mandate)
                 log.warning("no longer the master; standing by")
-            except (NotMaster, CatalogError) as error:
-                if self._group.alone:
+            except (NotMaster, CatalogError, ExceptionGroup) as error:
+                reason = why_it_ended(error)
+                if self._group.alone or reason is None:
                     raise
-                log.warning("not the master now: %s", error)
-                if isinstance(error, CatalogError):
+                log.warning("not the master now: %s", reason)
+                if isinstance(reason, CatalogError):
                     await trio.sleep(_FAILED_S)
             await trio.sleep(self._runtime.entropy.uniform(*_PAUSE_S))
 

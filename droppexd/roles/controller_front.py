@@ -128,7 +128,10 @@ class Front:
         if mastership is None:
             raise self._not_master()
         quick = mastership.quick.get(type(request))
-        return quick is not None and quick(call, request, body, respond)
+        try:
+            return quick is not None and quick(call, request, body, respond)
+        except CatalogError as error:
+            raise self._judged(mastership, error) from error
 
     def _judged(self, mastership: Mastership, error: CatalogError) -> DroppexError:
         """Return what to answer: where another controller can go on, it is to be asked.
@@ -160,7 +163,7 @@ class Front:
             engine=self._group.kind,
             endpoints=tuple(self._group.endpoints),
             prefix=self._group.prefix,
-            master=self.address if self._mastership is not None else self.master,
+            master=self.master,
         )
 
     def info(self) -> ControllerInfo:

@@ -14,7 +14,7 @@ import trio
 
 from droppexd.catalog.catalogue import Catalogue
 from droppexd.errors import Conflict, DroppexError, IdentityError, NotFound
-from droppexd.model import ControllerInfo, ControllerRecord, Membership
+from droppexd.model import MAX_CONTROLLERS, ControllerInfo, ControllerRecord, Membership
 from droppexd.roles.controller_front import Front
 from droppexd.roles.controllers import describe_controllers, unreachable
 from droppexd.runtime import Clock
@@ -193,9 +193,8 @@ class Peers:
         """Tell everybody the master and the controllers, now and after each change, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_always)
-            if (
-                self._publish is not None
-            ):  # Apart: what it writes to may be slow, and nobody is to wait for it.
+            # Apart: what it writes to may be slow, and nobody is to wait for it.
+            if self._publish is not None:
                 nursery.start_soon(self._publish_always, self._publish)
 
     async def _tell_always(self) -> None:
@@ -231,7 +230,7 @@ class Peers:
         request = TellMaster(
             cluster_id=self._catalogue.cluster_id,
             address=self._front.address,
-            controllers=self.addresses[:64],
+            controllers=self.addresses[:MAX_CONTROLLERS],
         )
         missed: list[str] = []
         room = trio.CapacityLimiter(_TELL_AT_ONCE)

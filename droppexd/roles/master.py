@@ -52,9 +52,8 @@ class MasterLink:
         self._found: tuple[str, ...] = ()
         self._find = find
         self._find_at = -math.inf
-        self._in_vain = (
-            0  # Controllers left since one answered, in all calls: one call may be too short for all.
-        )
+        self._in_vain = 0
+        """Controllers left since one answered, in all calls: one call may be too short for all."""
         self._runtime = runtime
         self._address = self._seeds[0] if self._seeds else NOWHERE
 

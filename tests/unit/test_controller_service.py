@@ -12,6 +12,7 @@ import trio.testing
 from droppexd.catalog.group import SoleGroup
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
+    CatalogError,
     Conflict,
     IdentityError,
     InvalidName,
@@ -34,7 +35,8 @@ from droppexd.model import (
     Version,
     VersionId,
 )
-from droppexd.roles.controller import ControllerSettings, serve_controller
+from droppexd.roles.controller import ControllerSettings, serve_controller, why_it_ended
+from droppexd.roles.controller_front import Front, Mastership
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import (
     DescribeGroup,
@@ -638,3 +640,32 @@ async def test_a_master_of_another_cluster_is_not_listened_to(world):
     word = TellMaster(cluster_id=b"\x07" * 16, address="tcp://127.0.0.1:1", controllers=())
     with pytest.raises(IdentityError):
         await world.call(word)
+
+
+# -- the end of a mastership -----------------------------------------------------------------------
+
+
+def test_several_tasks_that_meet_a_failed_engine_at_once_are_one_reason_to_stand_by():
+    failed, deposed = CatalogError("gone"), NotMaster("another")
+    assert why_it_ended(failed) is failed
+    assert why_it_ended(ExceptionGroup("", [failed, ExceptionGroup("", [deposed])])) is failed
+    assert why_it_ended(ExceptionGroup("", [deposed, failed])) is deposed
+    assert why_it_ended(ExceptionGroup("", [failed, ValueError("a bug")])) is None
+    assert why_it_ended(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize(("alone", "error"), [(True, CatalogError), (False, NotMaster)])
+def test_a_look_up_at_a_catalogue_that_failed_leads_to_another_controller_if_there_is_one(alone, error):
+    def look_up(_call, _request, _body, _respond):
+        raise CatalogError("gone")
+
+    group = SoleGroup(
+        SimulatedEngine(Runtime(clock=MockedClock(), entropy=SeededEntropy(), run_blocking=None))
+    )
+    group.alone = alone
+    front = Front(group=group, name="c", boot_id=bytes(16), kinds=(), quick=(Lookup,), terms=Terms())
+    front.leads(
+        Mastership(cluster_id=bytes(16), term=1, handlers={}, quick={Lookup: look_up}, failed=lambda: True)
+    )
+    with pytest.raises(error, match="gone"):
+        front.pass_on_now(None, Lookup(name="f/a"), (), None)
