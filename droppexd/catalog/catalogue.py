@@ -196,11 +196,6 @@ class Catalogue:
         return self._state.controllers
 
     @property
-    def revision(self) -> int:
-        """The revision of the last transaction that is known to be durable."""
-        return self._engine.revision
-
-    @property
     def sessions(self) -> dict[int, Session]:
         """All sessions that ever were, by number. Not to be changed."""
         return self._state.sessions
