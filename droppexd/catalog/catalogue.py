@@ -42,6 +42,7 @@ from droppexd.catalog.keys import (
     RESTORED,
     SESSIONS,
     TERM,
+    TERMS,
     TOTALS,
     degraded_key,
     end_of,
@@ -84,6 +85,7 @@ from droppexd.catalog.repairs import (
     ReleaseGarbage,
 )
 from droppexd.catalog.state import Session, State
+from droppexd.catalog.terms import begin_term, compare_term
 from droppexd.errors import (
     CatalogError,
     DroppexError,
@@ -714,10 +716,10 @@ class Identity(NamedTuple):
     term_revision: int
 
 
-async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes) -> Identity:
+async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes, above_term: int) -> Identity:
     """Begin the next term, and in an empty engine a new cluster, unless one is expected there."""
     while True:
-        cluster, term, copying = await engine.get((CLUSTER, TERM, COPYING))
+        cluster, term, terms, copying = await engine.get((CLUSTER, TERM, TERMS, COPYING))
         if copying is not None:
             raise CatalogError(
                 "a catalogue was being copied here, and that broke off: run `droppexd catalog copy` again"
@@ -728,9 +730,9 @@ async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes) -> Iden
                 f"this controller is of the cluster {expected.hex()}, and its catalogue "
                 + (f"of {found.hex()}" if found else "is empty")
             )
-        compare = [Compare(TERM, term.revision if term else 0)]
-        number = unpack_fields(term.value, "term")[0] + 1 if term else 1
-        then = [Operation(TERM, pack_fields((number,)))]
+        compare = [compare_term(term)]
+        number = max(unpack_fields(term.value, "term")[0] if term else 0, above_term) + 1
+        then = begin_term(number, term, terms)
         if cluster is not None:
             cluster_id, incarnation = unpack_fields(cluster.value, "cluster")
         else:
@@ -780,15 +782,21 @@ async def _read_state(engine: Engine) -> State:
 
 @asynccontextmanager
 async def open_catalogue(
-    engine: Engine, runtime: Runtime, *, delete_grace_s: float = 60.0, cluster_id: bytes = b""
+    engine: Engine,
+    runtime: Runtime,
+    *,
+    delete_grace_s: float = 60.0,
+    cluster_id: bytes = b"",
+    above_term: int = 0,
 ) -> AsyncIterator[Catalogue]:
     """Become the master of the catalogue in this engine: begin a term and open it.
 
-    The engine stays the caller's. Garbage is kept for `delete_grace_s`, and for as long after each opening.
+    The engine stays the caller's. The term is the next one, or the next above `above_term`. Garbage is kept
+    for `delete_grace_s`, and for as long after each opening.
     Raise CatalogError when the catalogue cannot be read or written, and IdentityError when it is not of the
     cluster `cluster_id`, where that is given.
     """
-    identity = await _begin_term(engine, runtime, cluster_id)
+    identity = await _begin_term(engine, runtime, cluster_id, above_term)
     catalogue = Catalogue(engine, runtime, await _read_state(engine), delete_grace_s, identity)
     async with open_background() as nursery:
         nursery.start_soon(catalogue.write)

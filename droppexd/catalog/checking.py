@@ -33,7 +33,9 @@ from droppexd.catalog.keys import (
     POOLS,
     RESTORED,
     SESSIONS,
+    SYNC,
     TERM,
+    TERMS,
     TOTALS,
     VERSIONS,
     WORK,
@@ -69,6 +71,7 @@ from droppexd.catalog.records import (
     unpack_totals,
     unpack_version,
 )
+from droppexd.catalog.terms import unpack_terms
 from droppexd.errors import CatalogError, DroppexError
 from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId, normal_name
 
@@ -78,7 +81,7 @@ Ts = TypeVarTuple("Ts")
 MOST_PROBLEMS = 1000
 _REPORT_EVERY = 1000
 
-_SINGLE = frozenset((CLUSTER, COPYING, TERM, NEXT_POOL, TOTALS, RESTORED))
+_SINGLE = frozenset((CLUSTER, COPYING, TERM, TERMS, SYNC, NEXT_POOL, TOTALS, RESTORED))
 _PREFIXES = (
     NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, CONTROLLERS, SESSIONS, OUTCOMES,
     PLACEMENTS
@@ -244,6 +247,11 @@ class _Check:
         restored = self._value(RESTORED)
         if restored is not None:
             self._decoded("mark of a restore", RESTORED, _only_number, restored, "restored")
+        terms, sync = self._value(TERMS), self._value(SYNC)
+        if terms is not None:
+            self._decoded("list of terms", TERMS, unpack_terms, terms)
+        if sync is not None:
+            self._decoded("number of copies", SYNC, _only_number, sync, "sync")
 
     def _check_log(self) -> None:
         newest, oldest, count = self._sql.execute(

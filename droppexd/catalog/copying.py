@@ -8,8 +8,9 @@ catalogue for one; a copy that broke off is cleared away by the next.
 from collections.abc import Callable
 
 from droppexd.catalog.engine import Compare, Engine, Entry, Operation
-from droppexd.catalog.keys import CLUSTER, COPYING, TOTALS
-from droppexd.catalog.records import unpack_totals
+from droppexd.catalog.keys import CLUSTER, COPYING, TERM, TERMS, TOTALS
+from droppexd.catalog.records import unpack_fields, unpack_totals
+from droppexd.catalog.terms import begin_term
 from droppexd.errors import CatalogError, Conflict
 
 Progress = Callable[[int, int], None]
@@ -21,6 +22,8 @@ _SHARE = 4
 """A transaction takes a fourth of what an engine takes at most: what is around the values counts as well."""
 
 _KEYS_A_FILE = 3
+_LEFT_OUT = COPYING, TERM, TERMS
+"""The mark; and what tells revisions, which are others in each engine: a copy begins a term of its own."""
 
 
 async def copy_catalogue(source: Engine, target: Engine, progress: Progress) -> int:
@@ -29,8 +32,8 @@ async def copy_catalogue(source: Engine, target: Engine, progress: Progress) -> 
     Raise Conflict when the target has a catalogue, and CatalogError when the source has none or they differ
     in the end.
     """
-    cluster, totals = await source.get((CLUSTER, TOTALS))
-    if cluster is None or (await source.get((COPYING,)))[0] is not None:
+    cluster, term, totals = await source.get((CLUSTER, TERM, TOTALS))
+    if cluster is None or term is None or (await source.get((COPYING,)))[0] is not None:
         raise CatalogError("there is no whole catalogue to copy")
     expected = _KEYS_A_FILE * unpack_totals(totals.value).files if totals else 0
     await _begin(target)
@@ -43,7 +46,8 @@ async def copy_catalogue(source: Engine, target: Engine, progress: Progress) -> 
         copied += len(page)
         progress(copied, max(copied, expected))
     await _require_same(source, target, progress, copied)
-    if await target.txn([Compare(CLUSTER, 0)], [*last, Operation(COPYING, None)]) is None:
+    begun = begin_term(unpack_fields(term.value, "term")[0] + 1, None, None)
+    if await target.txn([Compare(CLUSTER, 0)], [*last, *begun, Operation(COPYING, None)]) is None:
         raise CatalogError("somebody else has begun a catalogue where this one was copied to")
     return copied
 
@@ -92,7 +96,7 @@ async def _require_same(source: Engine, target: Engine, progress: Progress, copi
 
 
 class _Pages:
-    """An asynchronous iterator over all entries of an engine, but for the mark."""
+    """An asynchronous iterator over all entries of an engine that are to be copied."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -108,4 +112,4 @@ class _Pages:
         self._start = page[-1].key + b"\0" if len(page) == _PAGE else None
         if not page:
             raise StopAsyncIteration
-        return [entry for entry in page if entry.key != COPYING]
+        return [entry for entry in page if entry.key not in _LEFT_OUT]

@@ -14,7 +14,8 @@
 | `s/` session | a session, open or closed |
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
-| `m/...` | the cluster, the term, the next pool's number, the totals; whether this is a restored copy |
+| `m/...` | the cluster, the term and those before it, the next pool's number, the totals; how many copies a
+change takes; whether this is a restored copy |
 """
 
 import struct
@@ -36,6 +37,10 @@ PLACEMENTS = b"c/"
 
 CLUSTER = b"m/cluster"
 TERM = b"m/term"
+TERMS = b"m/terms"
+"""The terms before that, with the revisions at which they began."""
+SYNC = b"m/sync"
+"""How many standbys have written down what is acknowledged, where each has a copy of the catalogue."""
 NEXT_POOL = b"m/next-pool"
 TOTALS = b"m/totals"
 COPYING = b"m/copying"

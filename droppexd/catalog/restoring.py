@@ -4,6 +4,7 @@ What a backup does not know happened all the same: files were stored, removed an
 were moved from pool to pool. So its history begins anew, in the transaction that ends the old one:
 
 * a new *incarnation*;
+* no controllers beside the one that serves it next: they have the old history, and come back to learn this;
 * no session and no outcome: what was written in any of them later must not be judged (ADR 3), and whoever
   repeats a request gets told that its session is closed;
 * a term above all that were begun since, for pools and apps refuse those that they have seen the end of;
@@ -28,11 +29,21 @@ from droppexd.catalog.copies import (
     open_stopped_catalogue,
     read_facts,
 )
-from droppexd.catalog.engine import Compare, Engine, Operation
-from droppexd.catalog.keys import CLUSTER, NEXT_POOL, OUTCOMES, RESTORED, SESSIONS, TERM
+from droppexd.catalog.engine import Engine, Operation
+from droppexd.catalog.keys import (
+    CLUSTER,
+    CONTROLLERS,
+    NEXT_POOL,
+    OUTCOMES,
+    RESTORED,
+    SESSIONS,
+    TERM,
+    TERMS,
+)
 from droppexd.catalog.records import pack_fields, unpack_fields
 from droppexd.catalog.replacement import commit_replacement, finish_replacement, former_catalogues
 from droppexd.catalog.sqlite import open_sqlite_engine, take_lock
+from droppexd.catalog.terms import begin_term, compare_term
 from droppexd.errors import CatalogError, Conflict
 from droppexd.folders import make_folder
 from droppexd.runtime import Entropy, Runtime
@@ -59,7 +70,7 @@ async def begin_incarnation(engine: Engine, entropy: Entropy, *, written_ms: int
 
     `written_ms`, for people, is when its last transaction was written; `above_term` a term that has been.
     """
-    cluster, term, next_pool = await engine.get((CLUSTER, TERM, NEXT_POOL))
+    cluster, term, terms, next_pool = await engine.get((CLUSTER, TERM, TERMS, NEXT_POOL))
     if cluster is None or term is None or next_pool is None:
         raise CatalogError("the catalogue is damaged: it does not say which cluster it is of")
     cluster_id, _ = unpack_fields(cluster.value, "cluster")
@@ -67,15 +78,17 @@ async def begin_incarnation(engine: Engine, entropy: Entropy, *, written_ms: int
     if number >= 2**_TERM_BITS:
         raise CatalogError(f"there are no terms left above {number}")
     free = unpack_fields(next_pool.value, "next pool")[0] + _POOLS_AHEAD
-    gone = [entry.key for prefix in (SESSIONS, OUTCOMES) for entry in await read_all(engine, prefix)]
+    gone = [
+        entry.key for prefix in (SESSIONS, OUTCOMES, CONTROLLERS) for entry in await read_all(engine, prefix)
+    ]
     operations = [Operation(key, None) for key in gone]
     operations += [
         Operation(CLUSTER, pack_fields((cluster_id, entropy.token(16)))),
-        Operation(TERM, pack_fields((number,))),
+        *begin_term(number, term, terms),
         Operation(NEXT_POOL, pack_fields((free,))),
         Operation(RESTORED, pack_fields((written_ms,))),
     ]
-    if await engine.txn([Compare(TERM, term.revision)], operations) is None:
+    if await engine.txn([compare_term(term)], operations) is None:
         raise CatalogError("the catalogue is in use by a controller")
     return number
 

@@ -1,12 +1,15 @@
 """The engine of the simulation: in memory, with a disk that outlives a crash and a flush that takes time."""
 
 from bisect import bisect_left, insort
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import trio
 
 from droppexd.catalog.engine import MOST_BYTES, Compare, Entry, LogEntry, Operation
+from droppexd.catalog.replica import Installation, LogRow, pack_operations, unpack_operations
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
 from droppexd.errors import CatalogError
@@ -44,6 +47,39 @@ class SimulatedDisk:
             self.entries[key] = Entry(key, value, self.revision)
         self.log += log_entries(self.revision, time_ms, then)
 
+    def become(self, other: "SimulatedDisk") -> None:
+        """Hold what another holds."""
+        self.entries, self.keys = dict(other.entries), list(other.keys)
+        self.log, self.revision = list(other.log), other.revision
+
+
+class _Copy:
+    """A copy in the making."""
+
+    def __init__(self) -> None:
+        self.disk = SimulatedDisk()
+
+    async def put(self, entries: Sequence[Entry]) -> None:
+        """Take entries of the other engine, with their revisions."""
+        await trio.lowlevel.checkpoint()
+        for entry in entries:
+            if entry.key not in self.disk.entries:
+                insort(self.disk.keys, entry.key)
+            self.disk.entries[entry.key] = entry
+
+    async def append(self, rows: Sequence[LogRow]) -> None:
+        """Take rows of the other engine's log, in order, without a gap."""
+        await trio.lowlevel.checkpoint()
+        for row in rows:
+            if self.disk.log and row.revision != self.disk.revision + 1:
+                raise CatalogError(f"revision {row.revision} does not follow on {self.disk.revision}")
+            self.disk.revision = row.revision - 1
+            self.disk.apply(row.time_ms, unpack_operations(row))
+
+
+def _revision_of(entry: LogEntry) -> int:
+    return entry.revision
+
 
 async def flush_at_once() -> None:
     """Flush in no time, but let others run: a disk never answers within the same step."""
@@ -51,7 +87,7 @@ async def flush_at_once() -> None:
 
 
 class SimulatedEngine:
-    """An Engine on a SimulatedDisk. Deterministic; `flush` says how long a flush takes."""
+    """A Replica on a SimulatedDisk. Deterministic; `flush` says how long a flush takes."""
 
     most_bytes = MOST_BYTES
 
@@ -154,6 +190,56 @@ class SimulatedEngine:
         if last < len(log):
             last = bisect_left(log, log[last - 1].revision + 1, key=lambda entry: entry.revision)
         return log[first:last]
+
+    # -- as a replica --------------------------------------------------------------------------
+
+    async def rows(self, after_revision: int, most_bytes: int) -> list[LogRow]:
+        """Return rows of the log in order, about so many bytes of them, and one at least if there is one.
+
+        Raise CatalogError when the log does not reach back that far any more.
+        """
+        rows: list[LogRow] = []
+        size = 0
+        for revision, entries in groupby(await self.log(after_revision, most_bytes), _revision_of):
+            some = list(entries)
+            packed = pack_operations([Operation(entry.key, entry.value) for entry in some])
+            size += len(packed)
+            if rows and size > most_bytes:
+                break
+            rows.append(LogRow(revision, some[0].time_ms, packed))
+        return rows
+
+    async def append(self, rows: Sequence[LogRow]) -> None:
+        """Write down what follows the last revision, flushed. Raise CatalogError when it does not follow."""
+        operations = [unpack_operations(row) for row in rows]
+        async with self._writing():
+            if rows and rows[0].revision != self.revision + 1:
+                raise CatalogError(f"revision {rows[0].revision} of a log does not follow on {self.revision}")
+            for row, then in zip(rows, operations, strict=True):
+                self.disk.apply(row.time_ms, then)
+            self._trim()
+
+    @asynccontextmanager
+    async def install(self) -> AsyncIterator[Installation]:
+        """Replace everything, in one transaction, at the end of the block; nothing when the block fails."""
+        copy = _Copy()
+        yield copy
+        if not copy.disk.log:
+            raise CatalogError("a copy of a catalogue without its last transaction")
+        async with self._writing():
+            self.disk.become(copy.disk)
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        if self._failure:
+            raise CatalogError(self._failure)
+        async with self._lock:
+            await self._flush()
+            if self._flush_failure:
+                self._lose_waiting(self._flush_failure, 0)
+            if self._failure:
+                raise CatalogError(self._failure)
+            yield
 
     def fail_flush(self, reason: str = "Input/output error", *, written: int = 0) -> None:
         """Make the next flush fail: the engine takes no more writes, and nobody knows what was written.

@@ -4,9 +4,10 @@ Table `kv` is the present; table `log` holds the operations of the last revision
 (a msgpack list of [key, value or nil]), because a row each would cost more than what it says.
 
 Three connections. The *writer* belongs to one task, which applies all transactions that wait in one
-go: one thread hop and one flush for all of them. The *reader* serves point reads on the event loop's own
-thread: some 6 us a key, where a thread hop costs 100 us and more; WAL readers never wait for the writer, and
-see a transaction only after its flush. The *scanner* serves longer reads from a worker thread.
+go, or takes over what another engine has written: one thread hop and one flush for all of them. The *reader*
+serves point reads on the event loop's own thread: some 6 us a key, where a thread hop costs 100 us and more;
+WAL readers never wait for the writer, and see a transaction only after its flush. The *scanner* serves longer
+reads from a worker thread.
 """
 
 import errno
@@ -14,7 +15,7 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ from droppexd.background import open_background
 from droppexd.brief import BriefWork
 from droppexd.catalog.engine import MOST_BYTES, Compare, Entry, LogEntry, Operation
 from droppexd.catalog.replacement import finish_replacement
+from droppexd.catalog.replica import Installation, LogRow, pack_operations, unpack_operations
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
 from droppexd.errors import CatalogError, IdentityError
@@ -37,8 +39,17 @@ T = TypeVar("T")
 KEEP_REVISIONS = 1_000_000
 """Transactions that the log reaches back; a standby that was away for longer copies everything."""
 
+KEEP_BYTES = 1024**3
+"""About how large the log may get; it then reaches back less far."""
+
 TRIM_EVERY = 1000
 """Revisions between two trims of the log: a trim dirties pages at the log's far end."""
+
+_MOST_TRIMMED = 8 * TRIM_EVERY
+"""Rows that one trim deletes at most: commits wait for it."""
+
+_SAMPLED_ROWS = 64
+"""Rows of the log that tell how large the rest is."""
 
 INLINE_ENTRIES = 64
 """Entries that are read on the event loop's thread; more go to a worker thread."""
@@ -61,6 +72,7 @@ _RANGE = "SELECT key, value, revision FROM kv WHERE key >= ? AND key < ? ORDER B
 _PUT = "INSERT OR REPLACE INTO kv VALUES (?, ?, ?)"
 _DELETE = "DELETE FROM kv WHERE key = ?"
 _APPEND = "INSERT INTO log VALUES (?, ?, ?)"
+_SIZE_OF = "SELECT length(operations) FROM log WHERE revision >= ? ORDER BY revision LIMIT 1"
 _READ_LOG = "SELECT revision, time_ms, operations FROM log WHERE revision > ? ORDER BY revision"
 _TABLES = (
     "CREATE TABLE kv (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID",
@@ -130,9 +142,10 @@ def take_lock(path: Path, *, make: bool = True) -> int:
 class _File:
     """The three connections and what is done on them. Blocking; knows nothing of tasks."""
 
-    def __init__(self, path: Path, keep_revisions: int) -> None:
+    def __init__(self, path: Path, keep_revisions: int, keep_bytes: int) -> None:
         self.path = path
         self._keep_revisions = keep_revisions
+        self._keep_bytes = keep_bytes
         try:
             make_folder(path.parent)
             self._lock = take_lock(path)
@@ -157,6 +170,8 @@ class _File:
                 raise CatalogError(f"the catalogue {path} cannot be opened: {error}") from error
             raise
         self.revision: int = newest or 0
+        self._installed = -1
+        """The last revision of a copy in the making."""
 
     def apply(self, batch: Sequence[WaitingTxn], time_ms: int) -> list[int | None]:
         """Apply transactions in order with one flush; return what each `txn` returns."""
@@ -174,13 +189,74 @@ class _File:
                 writer.executemany(_PUT, puts)
                 if len(puts) < len(txn.then):
                     writer.executemany(_DELETE, [(key,) for key, value in txn.then if value is None])
-                writer.execute(_APPEND, (revision, time_ms, msgpack.packb(txn.then)))
+                writer.execute(_APPEND, (revision, time_ms, pack_operations(txn.then)))
             results.append(revision)
-        if revision // TRIM_EVERY > self.revision // TRIM_EVERY:
-            writer.execute("DELETE FROM log WHERE revision <= ?", (revision - self._keep_revisions,))
-        writer.execute("COMMIT")
-        self.revision = revision
+        self._commit(revision)
         return results
+
+    def append(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
+        """Write down rows of a log that follow the last revision, with one flush."""
+        if rows and rows[0].revision != self.revision + 1:
+            raise CatalogError(
+                f"revision {rows[0].revision} of a log does not follow on {self.revision}, the last here"
+            )
+        self._writer.execute("BEGIN IMMEDIATE")
+        self._write_rows(rows, operations)
+        self._commit(rows[-1].revision if rows else self.revision)
+
+    def _write_rows(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
+        writer = self._writer
+        for row, then in zip(rows, operations, strict=True):
+            puts = [(key, value, row.revision) for key, value in then if value is not None]
+            writer.executemany(_PUT, puts)
+            if len(puts) < len(then):
+                writer.executemany(_DELETE, [(key,) for key, value in then if value is None])
+            writer.execute(_APPEND, row)
+
+    def _commit(self, revision: int) -> None:
+        if revision // TRIM_EVERY > self.revision // TRIM_EVERY:
+            self._trim(revision)
+        self._writer.execute("COMMIT")
+        self.revision = revision
+
+    def _trim(self, newest: int) -> None:
+        """Delete the far end of the log: what is older than is kept, or too much by a sample of its sizes."""
+        (oldest,) = self._writer.execute("SELECT min(revision) FROM log").fetchone()
+        rows = newest - oldest + 1
+        step = max(1, rows // _SAMPLED_ROWS)
+        sizes = [
+            size
+            for at in range(oldest, newest + 1, step)
+            for (size,) in self._writer.execute(_SIZE_OF, (at,))
+        ]
+        keep = min(self._keep_revisions, int(self._keep_bytes * len(sizes) / max(1, sum(sizes))))
+        last = min(newest - max(1, keep), oldest + _MOST_TRIMMED)
+        self._writer.execute("DELETE FROM log WHERE revision <= ?", (last,))
+
+    # -- a whole copy --------------------------------------------------------------------------
+
+    def begin_install(self) -> None:
+        """Begin to replace everything. Until `end_install` the file is as it was for everybody else."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        self._writer.execute("DELETE FROM kv")
+        self._writer.execute("DELETE FROM log")
+        self._installed = -1
+
+    def install_entries(self, entries: Sequence[Entry]) -> None:
+        self._writer.executemany(_PUT, entries)
+
+    def install_rows(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
+        if self._installed >= 0 and rows and rows[0].revision != self._installed + 1:
+            raise CatalogError(f"revision {rows[0].revision} of a log does not follow on {self._installed}")
+        self._write_rows(rows, operations)
+        if rows:
+            self._installed = rows[-1].revision
+
+    def end_install(self) -> None:
+        if self._installed < 0:
+            raise CatalogError("a copy of a catalogue without its last transaction")
+        self._writer.execute("COMMIT")
+        self.revision = self._installed
 
     def _holds(self, compare: Sequence[Compare]) -> bool:
         for key, revision in compare:
@@ -234,6 +310,19 @@ class _File:
                 break
         return entries
 
+    def read_rows(self, after_revision: int, most_bytes: int) -> list[LogRow]:
+        (oldest,) = self._scanner.execute("SELECT min(revision) FROM log").fetchone()
+        if oldest is not None and after_revision + 1 < oldest:
+            raise log_trimmed(after_revision, oldest)
+        rows: list[LogRow] = []
+        size = 0
+        for row in self._scanner.execute(_READ_LOG, (after_revision,)):
+            size += len(row[2])
+            if rows and size > most_bytes:
+                break
+            rows.append(LogRow(*row))
+        return rows
+
     def close(self) -> None:
         """Move the WAL into the file, close, unlock."""
         self._reader.close()
@@ -242,8 +331,23 @@ class _File:
         os.close(self._lock)
 
 
+class _WaitingJob:
+    """Something else for the writer's connection, on its way there."""
+
+    __slots__ = ("done", "error", "function")
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        self.done = trio.Event()
+        self.error: CatalogError | None = None
+
+    def fail(self, reason: str) -> None:
+        self.error = CatalogError(reason)
+        self.done.set()
+
+
 class SqliteEngine:
-    """An Engine on one SQLite file; made by `open_sqlite_engine`.
+    """A Replica on one SQLite file; made by `open_sqlite_engine`.
 
     Reads of up to INLINE_ENTRIES entries do not yield to other tasks.
     """
@@ -255,7 +359,7 @@ class SqliteEngine:
         self._runtime = runtime
         self._commits = BriefWork(runtime)
         self._revision = file.revision
-        self._waiting: deque[WaitingTxn] = deque()
+        self._waiting: deque[WaitingTxn | _WaitingJob] = deque()
         self._wake = trio.Event()
         self._scan_lock = trio.Lock()
         self._watchers = Watchers()
@@ -333,6 +437,47 @@ class SqliteEngine:
         async with self._scan_lock:
             return await self._runtime.run_blocking(self._read, self._file.read_log, after_revision, limit)
 
+    # -- as a replica --------------------------------------------------------------------------
+
+    async def rows(self, after_revision: int, most_bytes: int) -> list[LogRow]:
+        """Return rows of the log in order, about so many bytes of them, and one at least if there is one.
+
+        Raise CatalogError when the log does not reach back that far any more.
+        """
+        async with self._scan_lock:
+            return await self._runtime.run_blocking(
+                self._read, self._file.read_rows, after_revision, most_bytes
+            )
+
+    async def append(self, rows: Sequence[LogRow]) -> None:
+        """Write down what follows the last revision, flushed. Raise CatalogError when it does not follow."""
+        operations = [unpack_operations(row) for row in rows]
+        await self._job(lambda: self._file.append(rows, operations))
+
+    @asynccontextmanager
+    async def install(self) -> AsyncIterator[Installation]:
+        """Replace everything, in one transaction, at the end of the block; nothing when the block fails."""
+        await self._job(self._file.begin_install)
+        try:
+            yield _Installation(self._job, self._file)
+            await self._job(self._file.end_install)
+        except BaseException:
+            with trio.CancelScope(shield=True), suppress(CatalogError):
+                await self._job(self._file.abandon)
+            raise
+
+    async def _job(self, function: Callable[[], None]) -> None:
+        """Have the writer do something else, in its turn, and once it has begun to the end."""
+        if self._failure or self._closing:
+            raise CatalogError(self._failure or "the catalogue is closed")
+        job = _WaitingJob(function)
+        self._waiting.append(job)
+        self._wake.set()
+        with trio.CancelScope(shield=True):
+            await job.done.wait()
+        if job.error is not None:
+            raise job.error
+
     async def close(self) -> None:
         """Finish what is under way, flush and close. Idempotent."""
         self._closing = True
@@ -346,6 +491,8 @@ class SqliteEngine:
                 if not self._waiting:
                     self._wake = trio.Event()
                     await self._wake.wait()
+                elif isinstance(self._waiting[0], _WaitingJob):
+                    await self._do(self._waiting[0])
                 else:
                     await self._write_batch()
         finally:
@@ -357,23 +504,33 @@ class SqliteEngine:
             self._watchers.end()
             self._closed.set()
 
+    async def _do(self, job: _WaitingJob) -> None:
+        self._waiting.popleft()
+        try:
+            await self._commits.run(job.function)
+        except CatalogError as error:
+            self._file.abandon()
+            job.fail(str(error))
+        except sqlite3.Error as error:
+            self._give_up(error)
+            job.fail(self._failure)
+        finally:
+            self._revision = self._file.revision
+            if not job.done.is_set():
+                job.done.set()
+
     async def _write_batch(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+        batch: list[WaitingTxn] = []
+        while self._waiting and len(batch) < MAX_BATCH and isinstance(self._waiting[0], WaitingTxn):
+            batch.append(self._waiting[0])
+            self._waiting.popleft()
         time_ms = self._runtime.clock.wall_ms()
         try:
             revisions = await self._commits.run(self._file.apply, batch, time_ms)
         except sqlite3.Error as error:
-            # What reached the disk is unknown, and a second flush could claim success for pages that the
-            # system has dropped: the engine is done for. (Rebello et al., "Can Applications Recover from
-            # fsync Failures?", USENIX ATC 2020.)
-            self._failure = (
-                f"the catalogue {self._file.path} could not be written: {error}. It takes no more "
-                "changes; mend the disk and start the controller again"
-            )
-            self._file.abandon()
+            self._give_up(error)
             for txn in batch:
                 txn.fail(self._failure)
-            self._fail_waiting(self._failure)
             return
         self._revision = self._file.revision
         for txn, revision in zip(batch, revisions, strict=True):
@@ -381,20 +538,50 @@ class SqliteEngine:
                 self._watchers.deliver(log_entries(revision, time_ms, txn.then))
             txn.succeed(revision)
 
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Take no more changes.
+
+        What reached the disk is unknown, and a second flush could claim success for pages that the system has
+        dropped. (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.)
+        """
+        self._failure = (
+            f"the catalogue {self._file.path} could not be written: {error}. It takes no more "
+            "changes; mend the disk and start the controller again"
+        )
+        self._file.abandon()
+        self._fail_waiting(self._failure)
+
     def _fail_waiting(self, reason: str) -> None:
         while self._waiting:
             self._waiting.popleft().fail(reason)
 
 
+class _Installation:
+    """A copy in the making, in a transaction of the writer's connection."""
+
+    def __init__(self, job: Callable[[Callable[[], None]], Awaitable[None]], file: _File) -> None:
+        self._job = job
+        self._file = file
+
+    async def put(self, entries: Sequence[Entry]) -> None:
+        """Take entries of the other engine, with their revisions."""
+        await self._job(lambda: self._file.install_entries(entries))
+
+    async def append(self, rows: Sequence[LogRow]) -> None:
+        """Take rows of the other engine's log, in order, without a gap."""
+        operations = [unpack_operations(row) for row in rows]
+        await self._job(lambda: self._file.install_rows(rows, operations))
+
+
 @asynccontextmanager
 async def open_sqlite_engine(
-    path: Path, runtime: Runtime, *, keep_revisions: int = KEEP_REVISIONS
+    path: Path, runtime: Runtime, *, keep_revisions: int = KEEP_REVISIONS, keep_bytes: int = KEEP_BYTES
 ) -> AsyncIterator[SqliteEngine]:
     """Open or make the catalogue file at `path`; on leaving, finish what waits and close it.
 
     Raise IdentityError when it is open already, and CatalogError when it cannot be opened or is damaged.
     """
-    file = await runtime.run_blocking(_File, path, keep_revisions)
+    file = await runtime.run_blocking(_File, path, keep_revisions, keep_bytes)
     engine = SqliteEngine(file, runtime)
     async with open_background() as nursery:
         nursery.start_soon(engine.write)

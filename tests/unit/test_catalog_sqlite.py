@@ -139,3 +139,16 @@ def test_what_its_user_raises_comes_out_as_it_is(tmp_path):
 
     with pytest.raises(KeyError, match="mine"):
         trio.run(main)
+
+
+def test_the_log_is_bounded_by_its_size_too(tmp_path):
+    async def main():
+        async with open_sqlite_engine(tmp_path / "c.sqlite", RUNTIME, keep_bytes=400_000) as engine:
+            for number in range(3100):
+                await engine.txn([], [Operation(b"k", bytes(1000)), Operation(b"n", b"%d" % number)])
+            with pytest.raises(CatalogError, match="take a whole copy"):
+                await engine.rows(1000, 1000)
+            kept = await engine.rows(engine.revision - 300, 10_000_000)
+            assert len(kept) == 300
+
+    trio.run(main)
