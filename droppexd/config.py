@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from droppexd.errors import ConfigError, InvalidRequest
-from droppexd.model import Layout, Role
+from droppexd.model import MAX_CONTROLLERS, Layout, Role
 
 ENVIRONMENT_PREFIX = "DROPPEX_"
 
@@ -170,6 +170,14 @@ def _one_of(*names: str) -> Parse:
         return str(value)
 
     return parse_choice
+
+
+def _few_controllers(value: object) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_CONTROLLERS:
+        raise ValueError(f"{value!r} is no number from 0 to {MAX_CONTROLLERS - 1}")
+    return value
 
 
 def _role(value: object) -> Role:
@@ -362,10 +370,18 @@ class Config:
         str,
         Option(
             _one_of("sqlite", "etcd"),
-            "What keeps the catalogue: sqlite, a file of one controller, or etcd for several.",
+            "What keeps the catalogue: sqlite, a file of each controller, or etcd.",
             metavar="ENGINE",
         ),
     ] = "sqlite"
+    catalog_sync: Annotated[
+        int,
+        Option(
+            _few_controllers,
+            "With sqlite and several controllers: so many standbys write down what is acknowledged.",
+            metavar="N",
+        ),
+    ] = 1
     catalog_endpoints: Annotated[
         tuple[str, ...],
         Option(_listed(_endpoint), "Where the members of etcd are.", metavar="URL", repeatable=True),

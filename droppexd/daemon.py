@@ -15,12 +15,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, TypeVarTuple
 
 import trio
 
 from droppexd.config import Config
-from droppexd.errors import ConfigError, IdentityError, StoreError
+from droppexd.errors import ConfigError, StoreError
 from droppexd.folders import make_folder
 from droppexd.model import MAX_CONTROLLERS, Role
 from droppexd.runtime import Runtime
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from droppexd.finding import Bucket, Finder
     from droppexd.roles.controller_peers import Publish
     from droppexd.wire.keys import TransportKeys
+    from droppexd.wire.messages import Request
+    from droppexd.wire.rpc import Handler, Terms
     from droppexd.wire.transport import Transport
 
 log = logging.getLogger("droppex.daemon")
@@ -185,6 +187,16 @@ class _Running:
         self.ended = trio.Event()
 
 
+class _Opened(NamedTuple):
+    """The group of a controller, and what came with it."""
+
+    group: "Group"
+    cluster_id: bytes
+    """Which cluster it is of; empty when that is still to be begun."""
+    handlers: "Mapping[type[Request[Any]], Handler]"
+    """What the group answers to other controllers."""
+
+
 class _Process:
     """The roles of this process, and the order in which they start and stop."""
 
@@ -240,17 +252,21 @@ class _Process:
 
     async def _controller(self, transport: "Transport", started: _Started) -> None:
         from droppexd.roles.controller import ControllerSettings, serve_controller
+        from droppexd.wire.rpc import Terms
 
         config = self._config
         folder = await self._runtime.run_blocking(_make_folder, config.folder(Role.CONTROLLER))
         membership = await self._membership(transport, folder)
-        async with _open_group(config, folder, membership, self._runtime) as group:
+        terms = Terms()
+        async with self._open_group(transport, terms, folder, membership) as opened:
             await serve_controller(
                 transport=transport,
                 address=config.controller_listen,
-                group=group,
+                group=opened.group,
                 runtime=self._runtime,
-                cluster_id=membership.cluster_id if membership else b"",
+                cluster_id=opened.cluster_id,
+                terms=terms,
+                handlers=opened.handlers,
                 publish=self._publisher(),
                 settings=ControllerSettings(
                     name=config.name,
@@ -307,14 +323,10 @@ class _Process:
         if known is not None or not self._config.master:
             return known
         if (folder / CATALOGUE_FILE).exists():
-            raise IdentityError(
-                f"{folder} holds a catalogue already, so this controller cannot join another cluster; give "
-                "it an empty folder with --data"
-            )
+            return None  # Of the same cluster or of another: the group sees to that.
         async with open_connections(transport, terms=Terms()) as connections:
             find = functools.partial(self._finder().find, 0)
             described = await ask_group(connections, self._config.master, find)
-        _require_room(described.engine)
         joined = Membership(
             cluster_id=described.cluster_id,
             engine=described.engine,
@@ -324,6 +336,45 @@ class _Process:
         )
         await self._runtime.run_blocking(write_membership, folder, joined)
         return joined
+
+    @asynccontextmanager
+    async def _open_group(
+        self, transport: "Transport", terms: "Terms", folder: Path, membership: "Membership | None"
+    ) -> "AsyncIterator[_Opened]":
+        """Open the engine of a controller, and its group. What the configuration says of etcd counts."""
+        from droppexd.catalog.lost_operations import LostFiles
+        from droppexd.catalog.promises import FilePromises
+        from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
+        from droppexd.roles.followers import FollowersGroup, FollowersSettings, open_followers_group
+        from droppexd.wire.rpc import Terms, open_connections
+
+        config, runtime = self._config, self._runtime
+        if config.catalog_engine == "etcd" or (membership is not None and membership.engine == "etcd"):
+            async with _open_etcd_group(config, membership, runtime) as etcd:
+                yield _Opened(etcd, membership.cluster_id if membership else b"", {})
+            return
+        async with (
+            open_connections(transport, terms=Terms()) as connections,
+            open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine,
+        ):
+            settings = FollowersSettings(
+                name=config.name,
+                sync=config.catalog_sync,
+                cluster_id=membership.cluster_id if membership else b"",
+                controllers=config.master or (membership.controllers if membership else ()),
+            )
+            group = FollowersGroup(
+                engine,
+                FilePromises(folder, runtime.run_blocking),
+                LostFiles(folder, runtime.run_blocking),
+                connections,
+                runtime,
+                terms,
+                settings,
+                functools.partial(self._finder().find, 0),
+            )
+            async with open_followers_group(group):
+                yield _Opened(group, group.cluster_id, group.handlers())
 
     async def _pool(self, transport: "Transport", started: _Started) -> None:
         from droppexd.allocator import tune_allocator
@@ -384,31 +435,6 @@ class _Process:
             ),
             task_status=started,
         )
-
-
-@asynccontextmanager
-async def _open_group(
-    config: Config, folder: Path, membership: "Membership | None", runtime: Runtime
-) -> "AsyncIterator[Group]":
-    """Open the engine of a controller, and yield its group. What the configuration says of etcd counts."""
-    from droppexd.catalog.group import SoleGroup
-    from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
-
-    if config.catalog_engine == "etcd" or (membership is not None and membership.engine == "etcd"):
-        async with _open_etcd_group(config, membership, runtime) as group:
-            yield group
-        return
-    if membership is not None:
-        _require_room(membership.engine)
-    async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
-        yield SoleGroup(engine)
-
-
-def _require_room(engine: str) -> None:
-    """Raise ConfigError for an engine that has room for one controller only."""
-    if engine != "etcd":
-        reason = f"that cluster keeps its catalogue in {engine}, which takes no second controller: see "
-        raise ConfigError([reason + "docs/operations/one-controller-or-three.md"])
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from droppexd.catalog.etcd import (
     range_of,
 )
 from droppexd.catalog.etcd_client import EtcdClient, Json, decode, encode, open_etcd_client
-from droppexd.catalog.group import Health, Mandate
+from droppexd.catalog.group import Health, Mandate, Undivided, Unrestricted
 from droppexd.errors import CatalogError, IdentityError
 from droppexd.runtime import Runtime
 
@@ -55,7 +55,7 @@ class EtcdSettings(NamedTuple):
     keep_revisions: int = KEEP_REVISIONS
 
 
-class _Leased:
+class _Leased(Undivided):
     """The mandate under a lease. It counts as lost when this process's own clock says that it may be."""
 
     def __init__(
@@ -99,7 +99,7 @@ class _Leased:
             await self._client.ask("/v3/lease/revoke", {"ID": self._lease}, timeout_s=_RESIGN_S)
 
 
-class EtcdGroup:
+class EtcdGroup(Unrestricted):
     """The controllers on one etcd, as one of them sees them; made by `open_etcd_group`."""
 
     kind = "etcd"

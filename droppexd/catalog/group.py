@@ -31,6 +31,23 @@ class Mandate(Protocol):
         """The catalogue's engine. `txn` raises NotMaster once another controller may have the mandate."""
         ...
 
+    @property
+    def above_term(self) -> int:
+        """A term that the catalogue's next one must be above."""
+        ...
+
+    @property
+    def immediate(self) -> bool:
+        """Whether `confirm` has nothing to wait for."""
+        ...
+
+    async def confirm(self) -> None:
+        """Return once all that the engine has told may be passed on: no other master can contradict it.
+
+        Raise NotMaster when that cannot be had.
+        """
+        ...
+
     async def lost(self) -> None:
         """Return when the mandate is over: another controller may have it now."""
         ...
@@ -74,6 +91,18 @@ class Group(Protocol):
         """How the engine was when this controller used it last."""
         ...
 
+    def admits(self, name: str, address: str) -> bool:
+        """Return whether a controller that joins may be a member now; it asks again otherwise."""
+        ...
+
+    def needs(self, name: str) -> bool:
+        """Return whether the master could confirm nothing without this controller."""
+        ...
+
+    def vouch_gone(self, name: str) -> None:
+        """Take an operator's word that this controller never returns."""
+        ...
+
     def campaign(self, address: str) -> AbstractAsyncContextManager[Mandate]:
         """Wait until this controller, which others reach at `address`, has the mandate; leaving returns it.
 
@@ -82,7 +111,32 @@ class Group(Protocol):
         ...
 
 
-class _Sole:
+class Undivided:
+    """What is easy where the engine itself sees to it that there is one master, who knows all."""
+
+    above_term = 0
+    immediate = True
+
+    async def confirm(self) -> None:
+        """Return at once."""
+
+
+class Unrestricted:
+    """What a group does in which controllers come and go as they like."""
+
+    def admits(self, _name: str, _address: str) -> bool:
+        """Return True."""
+        return True
+
+    def needs(self, _name: str) -> bool:
+        """Return False."""
+        return False
+
+    def vouch_gone(self, _name: str) -> None:
+        """Do nothing."""
+
+
+class _Sole(Undivided):
     """The mandate of a controller that is alone: nobody takes it away."""
 
     def __init__(self, engine: Engine) -> None:
@@ -92,7 +146,7 @@ class _Sole:
         await trio.sleep_forever()
 
 
-class SoleGroup:
+class SoleGroup(Unrestricted):
     """A group of one controller, whose engine nobody else can open."""
 
     kind = "sqlite"

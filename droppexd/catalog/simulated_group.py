@@ -13,7 +13,7 @@ import trio
 
 from droppexd.background import open_background
 from droppexd.catalog.engine import MOST_BYTES, Compare, Engine, Entry, LogEntry, Operation
-from droppexd.catalog.group import Health, Mandate
+from droppexd.catalog.group import Health, Mandate, Undivided, Unrestricted
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.catalog.watching import Watch
 from droppexd.errors import CatalogError, NotMaster
@@ -167,7 +167,7 @@ class LinkedEngine:
         """Do nothing: the store outlives its users."""
 
 
-class Leased:
+class Leased(Undivided):
     """A mandate that is kept by renewing its lease."""
 
     def __init__(self, link: StoreLink, mandate: int, runtime: Runtime, asked_at: float) -> None:
@@ -208,7 +208,7 @@ class Leased:
             await self._link.ask(lambda: self._link.store.resign(self._mandate))
 
 
-class SimulatedGroup:
+class SimulatedGroup(Unrestricted):
     """The controllers on one store, as one of them sees them."""
 
     kind = "simulated"

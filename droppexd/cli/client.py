@@ -441,6 +441,9 @@ def list_controllers(context: typer.Context, as_json: JsonFlag = False) -> None:
 def remove_controller(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a controller.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="It never comes back, though too few others are left without it.")
+    ] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -449,7 +452,36 @@ def remove_controller(
 
     from droppexd.cli.client_controllers import remove_controller
 
-    command.finish(lambda session: remove_controller(session, name))
+    command.finish(lambda session: remove_controller(session, name, force=force))
+
+
+@controllers.command("promote")
+def promote_controller(
+    context: typer.Context,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="The address of a standby, or its name.")],
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Though too few others can be reached: what they alone know of is lost.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Lose it.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Make a standby the master, where each controller has a copy of the catalogue (engine sqlite).
+
+    It takes over what the others have that it lacks, and the former master follows it from then on. Without
+    enough of the others it is refused: something that was acknowledged may be known to those alone.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_controllers import promote_controller
+
+    command.finish(
+        lambda session: promote_controller(session, address, accept_loss=accept_loss, confirmed=yes)
+    )
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """`droppex controllers` and what it does with one controller."""
 
 from droppexd.cli.client_session import Session
-from droppexd.cli.exits import ExitCode, printable
+from droppexd.cli.exits import ExitCode, UsageError, printable
 from droppexd.cli.render import table
+from droppexd.errors import NotFound
 from droppexd.model import ControllerInfo, ControllerRole
 from droppexd.wire.group_messages import ControllersListed
 
@@ -24,14 +25,48 @@ async def show_controllers(session: Session) -> int:
     return ExitCode.OK if listed.master else ExitCode.UNREACHABLE
 
 
-async def remove_controller(session: Session, name: str) -> int:
+async def remove_controller(session: Session, name: str, *, force: bool = False) -> int:
     """Forget a controller."""
     output = session.output
-    await session.client.remove_controller(name)
+    await session.client.remove_controller(name, force=force)
     if output.as_json:
         output.document({"name": name})
     output.say(f"the controller {printable(name)} is forgotten")
     return ExitCode.OK
+
+
+async def promote_controller(session: Session, target: str, *, accept_loss: bool, confirmed: bool) -> int:
+    """Make a controller the master; with `accept_loss` say first what may be lost. Raise UsageError."""
+    output, client = session.output, session.client
+    address = target if "://" in target else await _address_of(session, target)
+    if accept_loss:
+        plan = await client.promote(address, accept_loss=True, trial=True)
+        if plan.lost:
+            output.note(f"{plan.reached} of the {plan.needed} controllers that are needed can be reached")
+            for line in plan.lost:
+                output.note(f"this may be lost: {printable(line)}")
+            if not confirmed:
+                raise UsageError("nothing was changed; to begin a new history without that, add --yes")
+    promoted = await client.promote(address, accept_loss=accept_loss)
+    if output.as_json:
+        output.document(
+            {
+                "address": address,
+                "term": promoted.term,
+                "revision": promoted.revision,
+                "lost": list(promoted.lost),
+            }
+        )
+    output.say(f"the controller at {printable(address)} is the master of term {promoted.term}")
+    return ExitCode.OK
+
+
+async def _address_of(session: Session, name: str) -> str:
+    listed = await session.client.controllers()
+    for one in listed.controllers:
+        if one.name == name:
+            return one.address
+    raise NotFound(f"there is no controller {name!r}; name its address, tcp://HOST:PORT")
 
 
 def controller_document(one: ControllerInfo) -> dict[str, object]:

@@ -58,6 +58,7 @@ from droppexd.wire.messages import (
     Status,
     WatchScrubs,
 )
+from droppexd.wire.replication_messages import Promote, Promoted
 from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
 
@@ -66,6 +67,8 @@ ANSWER_S = 45.0
 """Longer than an app looks for a master."""
 
 _CHECK_S = 3000.0
+_PROMOTE_S = 330.0
+"""The app gives a controller that is promoted a little less."""
 """Some gigabytes are read for one answer, from disks that may be busy. An app that goes away is noticed."""
 
 
@@ -259,9 +262,21 @@ class Client:
         """Return which controllers there are, and how each of them is."""
         return await self._ask(ListControllers())
 
-    async def remove_controller(self, name: str) -> None:
-        """Forget a controller that is gone for good; raise NotFound, and Conflict while it answers."""
-        await self._ask(RemoveController(name=name))
+    async def remove_controller(self, name: str, *, force: bool = False) -> None:
+        """Forget a controller that is gone for good.
+
+        Raise NotFound, and Conflict while it answers, or too few others are left without `force`.
+        """
+        await self._ask(RemoveController(name=name, force=force))
+
+    async def promote(self, address: str, *, accept_loss: bool = False, trial: bool = False) -> Promoted:
+        """Make the controller at this address the master, or with `trial` ask what would come of it.
+
+        Raise Conflict when there are too few others, and not `accept_loss`.
+        """
+        return await self._ask(
+            Promote(address=address, accept_loss=accept_loss, trial=trial), timeout_s=_PROMOTE_S
+        )
 
     def orphans(self, *, after: ExtentId | None = None) -> OrphanListing:
         """Return an iterator over the versions that pools hold and the catalogue never knew.

@@ -70,6 +70,7 @@ from droppexd.wire.messages import (
     Stored,
     WatchScrubs,
 )
+from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Connections, Limits, Service, Terms, open_connections, serve
 from droppexd.wire.transport import Frame, Peer, Transport
 
@@ -259,6 +260,7 @@ class _App:
                 DropOrphans: self.pass_on,
                 RemoveController: self.pass_on,
                 ListControllers: self._controllers.list_controllers,
+                Promote: self._controllers.promote,
                 TellMaster: self.tell_master,
                 **self._orphans.handlers(),
             },

@@ -6,10 +6,14 @@ from droppexd.errors import CatalogError, NotMaster, PeerError
 from droppexd.roles.controllers import describe_controllers, unreachable
 from droppexd.roles.master import MasterLink
 from droppexd.wire.group_messages import ControllersListed, ListControllers
+from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Connections
 from droppexd.wire.transport import Frame
 
 _MASTER_S = 5.0
+
+_PROMOTE_S = 300.0
+"""A controller that is promoted may have much to take over first."""
 
 
 class ControllerList:
@@ -26,6 +30,11 @@ class ControllerList:
         except (PeerError, NotMaster, CatalogError):
             return await self._ask_each()
         return answer
+
+    async def promote(self, _call: Call, request: Promote, _body: Sequence[Frame]) -> Answer:
+        """Pass it on to the controller that is to become the master."""
+        promoted, _ = await self._connections.call(request.address, request, timeout_s=_PROMOTE_S)
+        return promoted
 
     async def _ask_each(self) -> ControllersListed:
         addresses = self._master.known

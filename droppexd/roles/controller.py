@@ -7,7 +7,7 @@ master knew goes with it: whoever is the master next, and be it this controller,
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from droppexd.errors import (
     IdentityError,
     InvalidRequest,
     NotMaster,
+    PeerBusy,
     SessionClosed,
 )
 from droppexd.model import MAX_CONTROLLERS, ClusterStatus, OperationId, normal_name, normal_prefix
@@ -76,7 +77,17 @@ from droppexd.wire.messages import (
     Verdicts,
     Welcomed,
 )
-from droppexd.wire.rpc import Answer, Call, Connections, Limits, Respond, Terms, open_connections, serve
+from droppexd.wire.rpc import (
+    Answer,
+    Call,
+    Connections,
+    Handler,
+    Limits,
+    Respond,
+    Terms,
+    open_connections,
+    serve,
+)
 from droppexd.wire.transport import Frame, Listener, Transport
 
 log = logging.getLogger("droppex.controller")
@@ -159,6 +170,7 @@ class _Controller:
         terms: Terms,
         runtime: Runtime,
         settings: ControllerSettings,
+        group: Group,
         publish: Publish | None = None,
     ) -> None:
         self._catalogue = catalogue
@@ -190,6 +202,7 @@ class _Controller:
             clock=runtime.clock,
             check_term=self._check_term,
             publish=publish,
+            group=group,
         )
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
@@ -198,9 +211,10 @@ class _Controller:
             if not session.closed
         }
 
-    def mastership(self) -> Mastership:
+    def mastership(self, mandate: Mandate) -> Mastership:
         """Return the handlers by kind of request."""
         return Mastership(
+            mandate=mandate,
             cluster_id=self._catalogue.cluster_id,
             term=self._catalogue.term,
             handlers={
@@ -515,6 +529,8 @@ async def serve_controller(
     settings: ControllerSettings,
     cluster_id: bytes = b"",
     publish: Publish | None = None,
+    terms: Terms | None = None,
+    handlers: Mapping[type[Request[Any]], Handler] | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Be a controller until cancelled: the master whenever the group says so, otherwise a standby.
@@ -523,12 +539,15 @@ async def serve_controller(
     group are the caller's; the caller closes the engine when this has returned. A controller that is alone
     ends with CatalogError when its catalogue cannot be read or written, and with NotMaster when another took
     over; one of several stands by then. IdentityError is raised when the catalogue is not of the cluster
-    `cluster_id`, where that is given.
+    `cluster_id`, where that is given. `handlers` are what the group answers to others, and `terms` are shared
+    with it.
     """
-    terms = Terms()
+    terms = Terms() if terms is None else terms
     started = trio.Event()
     async with open_connections(transport, terms=terms) as connections, open_background() as nursery:
-        controller = _OneOfGroup(connections, group, terms, runtime, settings, started, publish)
+        controller = _OneOfGroup(
+            connections, group, terms, runtime, settings, started, publish, handlers or {}
+        )
         controller.front.cluster_id = cluster_id
         listener: Listener = await nursery.start(
             partial(
@@ -563,6 +582,7 @@ class _OneOfGroup:
         settings: ControllerSettings,
         started: trio.Event,
         publish: Publish | None,
+        handlers: Mapping[type[Request[Any]], Handler],
     ) -> None:
         self._publish = publish
         self._connections = connections
@@ -573,7 +593,13 @@ class _OneOfGroup:
         self._started = started
         self._boot_id = boot_id = runtime.entropy.token(16)
         self.front = Front(
-            group=group, name=settings.name, boot_id=boot_id, kinds=KINDS, quick=(Lookup,), terms=terms
+            group=group,
+            name=settings.name,
+            boot_id=boot_id,
+            kinds=KINDS,
+            quick=(Lookup,),
+            terms=terms,
+            handlers=handlers,
         )
 
     async def stay_known(self) -> None:
@@ -598,7 +624,8 @@ class _OneOfGroup:
             except (IdentityError, Conflict):
                 raise
             except DroppexError as error:
-                log.warning("the master at %s does not know this controller yet: %s", master, error)
+                level = logging.INFO if isinstance(error, PeerBusy) else logging.WARNING
+                log.log(level, "the master at %s does not know this controller yet: %s", master, error)
                 continue
             known_to = master
             self.front.cluster_id = joined.cluster_id
@@ -624,7 +651,11 @@ class _OneOfGroup:
         """Be the master until the mandate is lost."""
         settings, grace_s = self._settings, self._settings.delete_grace_s
         async with open_catalogue(
-            mandate.engine, self._runtime, delete_grace_s=grace_s, cluster_id=self.front.cluster_id
+            mandate.engine,
+            self._runtime,
+            delete_grace_s=grace_s,
+            cluster_id=self.front.cluster_id,
+            above_term=mandate.above_term,
         ) as catalogue:
             self._terms.observe(catalogue.term)
             controller = _Controller(
@@ -634,6 +665,7 @@ class _OneOfGroup:
                 self._terms,
                 self._runtime,
                 settings,
+                self._group,
                 self._publish,
             )
             try:
@@ -644,7 +676,7 @@ class _OneOfGroup:
                     nursery.start_soon(controller.care.record_losses)
                     nursery.start_soon(controller.restore.run)
                     nursery.start_soon(controller.care.repair.run)
-                    self.front.leads(controller.mastership())
+                    self.front.leads(controller.mastership(mandate))
                     nursery.start_soon(controller.peers.run)
                     log.info("master of term %d at %s", catalogue.term, self.front.address)
                     self._started.set()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from droppexd.catalog.group import Group
+from droppexd.catalog.group import Group, Mandate
 from droppexd.errors import CatalogError, DroppexError, IdentityError, LocalProtocolError, NotMaster
 from droppexd.model import ControllerInfo, ControllerRole, Role
 from droppexd.wire.group_messages import (
@@ -43,6 +43,7 @@ class Mastership:
     quick: Mapping[type[Request[Any]], QuickHandler]
     failed: Callable[[], bool]
     """Whether the catalogue takes no more changes."""
+    mandate: Mandate
 
 
 class Front:
@@ -57,7 +58,9 @@ class Front:
         kinds: Sequence[type[Request[Any]]],
         quick: Sequence[type[Request[Any]]],
         terms: Terms,
+        handlers: Mapping[type[Request[Any]], Handler] | None = None,
     ) -> None:
+        self._handlers = dict(handlers or {})
         self.address = ""
         """How others reach this controller."""
         self.cluster_id = b""
@@ -76,6 +79,7 @@ class Front:
             DescribeController: self.describe,
             DescribeGroup: self.describe_group,
             TellMaster: self.tell_master,
+            **self._handlers,
         }
         return Service(
             {**dict.fromkeys(self._kinds, self.pass_on), **own},
@@ -113,20 +117,32 @@ class Front:
     # -- handlers ------------------------------------------------------------------------------
 
     async def pass_on(self, call: Call, request: Request[Any], body: Body) -> Answer:
-        """Let the master answer, if this is it."""
+        """Let the master answer, if this is it.
+
+        The answer, a refusal as well, leaves when it is known to hold whoever is the master next.
+        """
         mastership = self._mastership
         if mastership is None:
             raise self._not_master()
         try:
-            return await mastership.handlers[type(request)](call, request, body)
+            answer = await mastership.handlers[type(request)](call, request, body)
         except CatalogError as error:
             raise self._judged(mastership, error) from error
+        except NotMaster:
+            raise
+        except DroppexError:
+            await mastership.mandate.confirm()
+            raise
+        await mastership.mandate.confirm()
+        return answer
 
     def pass_on_now(self, call: Call, request: Request[Any], body: Body, respond: Respond) -> bool:
         """Let the master answer at once, if this is it."""
         mastership = self._mastership
         if mastership is None:
             raise self._not_master()
+        if not mastership.mandate.immediate:
+            return False
         quick = mastership.quick.get(type(request))
         try:
             return quick is not None and quick(call, request, body, respond)

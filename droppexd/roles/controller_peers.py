@@ -13,7 +13,8 @@ from typing import Any
 import trio
 
 from droppexd.catalog.catalogue import Catalogue
-from droppexd.errors import Conflict, DroppexError, IdentityError, NotFound
+from droppexd.catalog.group import Group
+from droppexd.errors import Conflict, DroppexError, IdentityError, NotFound, PeerBusy
 from droppexd.model import MAX_CONTROLLERS, ControllerInfo, ControllerRecord, Membership
 from droppexd.roles.controller_front import Front
 from droppexd.roles.controllers import describe_controllers, unreachable
@@ -57,8 +58,10 @@ class Peers:
         connections: Connections,
         clock: Clock,
         check_term: Callable[[], None],
+        group: Group,
         publish: Publish | None = None,
     ) -> None:
+        self._group = group
         self._publish = publish
         self._catalogue = catalogue
         self._front = front
@@ -103,8 +106,8 @@ class Peers:
     async def join(self, _call: Call, request: JoinController, _body: Body) -> Answer:
         """Take in a controller that started.
 
-        Raise IdentityError when it belongs to another cluster or has the address of the master, and Conflict
-        when another controller that lives has its name or its address.
+        Raise IdentityError when it belongs to another cluster or has the address of the master, Conflict
+        when another controller that lives has its name or its address, and PeerBusy while it lacks too much.
         """
         self._check_term()
         if request.cluster_id and request.cluster_id != self._catalogue.cluster_id:
@@ -118,6 +121,8 @@ class Peers:
             )
         async with self._joining:
             await self._refuse_double(request)
+            if not self._group.admits(request.name, request.address):
+                raise PeerBusy(f"the controller {request.name} copies the catalogue first")
             await self._save(request.name, request.address)
         log.info("controller joined name=%s address=%s", request.name, request.address)
         catalogue = self._catalogue
@@ -147,7 +152,7 @@ class Peers:
             raise Conflict(f"the controller {record.name} answers at {record.address}; bind another address")
 
     async def remove(self, _call: Call, request: RemoveController, _body: Body) -> Answer:
-        """Forget a controller. Raise NotFound, and Conflict while it answers."""
+        """Forget a controller. Raise NotFound, and Conflict while it answers or is needed."""
         self._check_term()
         async with self._joining:
             record = self._catalogue.controllers.get(request.name)
@@ -158,6 +163,13 @@ class Peers:
             if state is not None and state.info.name == record.name:
                 raise Conflict(
                     f"the controller {record.name} answers at {record.address}; stop it, then remove it"
+                )
+            if request.force:
+                self._group.vouch_gone(record.name)
+            elif self._group.needs(record.name):
+                raise Conflict(
+                    f"without the controller {record.name} too few are left to confirm its answers "
+                    "(catalog.sync): start another first; or, if it never comes back, --force"
                 )
             await self._catalogue.forget_controller(record.name)
             self._tell_news()

@@ -100,6 +100,10 @@ class TellMaster(Request[Done]):
 
 @message(127, reply=Done, callers=_CLIENT)
 class RemoveController(Request[Done]):
-    """Forget a controller that is gone for good. It must not answer any more."""
+    """Forget a controller that is gone for good. It must not answer any more.
+
+    With `force` an operator vouches that it never comes back, though there are too few others without it.
+    """
 
     name: Label
+    force: bool = False

@@ -20,6 +20,9 @@ from droppexd.errors import CatalogError, LocalProtocolError
 from droppexd.runtime import Runtime
 from tests.etcd_servers import Etcd, require_etcd, wipe
 
+# A connection that breaks while a request is written leaves a generator of httpx's to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
+
 
 class FixedClock:
     def now(self):

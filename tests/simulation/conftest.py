@@ -4,7 +4,7 @@ One seed gives one trace: all that is random is drawn from it, and trio's own sh
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +12,10 @@ import pytest
 import trio
 
 from droppexd.catalog.group import SoleGroup
+from droppexd.catalog.keys import CLUSTER
+from droppexd.catalog.promises import SimulatedPromises
+from droppexd.catalog.records import unpack_fields
+from droppexd.catalog.replica import LogRow
 from droppexd.catalog.simulated import SimulatedDisk as CatalogDisk
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.catalog.simulated_group import SharedStore, SimulatedGroup, StoreLink
@@ -20,9 +24,11 @@ from droppexd.errors import IdentityError
 from droppexd.model import Role
 from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
+from droppexd.roles.followers import FollowersGroup, FollowersSettings, open_followers_group
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.memory import MemoryNetwork
+from droppexd.wire.rpc import Terms, open_connections
 from tests.simulation.simulator.surroundings import run_mocked, runtime_of
 
 CHUNK_SIZE = 16 * 1024
@@ -37,6 +43,24 @@ class Member:
     scope: trio.CancelScope
     address: str = ""
     ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Copy:
+    """What a controller has on its disk, where each has a copy of the catalogue."""
+
+    def __init__(self, *, begins: bool) -> None:
+        self.begins = begins
+        self.disk = CatalogDisk()
+        self.promises = SimulatedPromises()
+        self.lost: list[tuple[int, LogRow]] = []
+        self.engine: SimulatedEngine | None = None
+        self.group: FollowersGroup | None = None
+        self.keep_revisions = 100_000
+
+    async def keep_lost(self, term: int, rows: Sequence[LogRow]) -> str:
+        """Keep what only this controller had written down."""
+        self.lost += [(term, row) for row in rows]
+        return "the test"
 
 
 class Cluster:
@@ -55,6 +79,7 @@ class Cluster:
         self.members: dict[str, Member] = {}
         self.shared: SharedStore | None = None
         self.links: dict[str, StoreLink] = {}
+        self.copies: dict[str, Copy] = {}
         self.controllers: list[str] = []
         self._clients = 0
 
@@ -132,6 +157,63 @@ class Cluster:
         if known:
             self.controllers.append(member.address)
 
+    async def start_followers(self, controllers: int, pools: int, *, sync: int = 1) -> None:
+        """Start controllers that each have a copy of the catalogue, the first as the master."""
+        for number in range(1, controllers + 1):
+            await self.start_follower(f"controller-{number}", sync=sync)
+        for number in range(1, pools + 1):
+            await self.start_pool(f"pool-{number}")
+        await self.start_app()
+
+    async def start_follower(self, name: str, *, sync: int = 1, known: bool = True) -> None:
+        """Start one of them. The first begins the cluster; the others join those that were started before."""
+        copy = self.copies.get(name)
+        if copy is None:
+            copy = self.copies[name] = Copy(begins=not self.copies)
+        address = f"tcp://127.0.0.1:{7710 + int(name[-1])}"
+
+        async def body(transport, task_status) -> None:
+            engine = SimulatedEngine(self.runtime, copy.disk, keep_revisions=copy.keep_revisions)
+            copy.disk, copy.engine = engine.disk, engine
+            terms = Terms()
+            async with open_connections(transport, terms=Terms()) as connections:
+                copy.group = FollowersGroup(
+                    engine,
+                    copy.promises,
+                    copy.keep_lost,
+                    connections,
+                    self.runtime,
+                    terms,
+                    FollowersSettings(
+                        name=name,
+                        sync=sync,
+                        cluster_id=b"" if copy.begins else self.cluster_id(),
+                        controllers=tuple(other for other in self.controllers if other != address),
+                    ),
+                )
+                async with open_followers_group(copy.group) as group:
+                    await serve_controller(
+                        transport=transport,
+                        address=address,
+                        group=group,
+                        runtime=self.runtime,
+                        settings=ControllerSettings(name=name, delete_grace_s=5.0),
+                        cluster_id=group.cluster_id,
+                        terms=terms,
+                        handlers=group.handlers(),
+                        task_status=task_status,
+                    )
+
+        member = await self._start(name, Role.CONTROLLER, body)
+        if known and member.address not in self.controllers:
+            self.controllers.append(member.address)
+
+    def cluster_id(self) -> bytes:
+        """Return the id that the copies of the catalogue have."""
+        disks = [copy.disk for copy in self.copies.values() if copy.disk.revision]
+        (found,) = {unpack_fields(disk.entries[CLUSTER].value, "cluster")[0] for disk in disks}
+        return found
+
     async def start_pool(self, name: str) -> None:
         disk = self.disks.setdefault(name, SimulatedDisk())
         store = self.stores[name] = SimulatedStore(disk, entropy=self.entropy)
@@ -198,6 +280,8 @@ class Cluster:
             self.stores[name].crash()
         if name in self.links:
             self.links[name].dead = True
+        if name in self.copies:
+            self.copies[name].disk = self.copies[name].engine.crash()
         self.members[name].scope.cancel()
         await self.members[name].ended.wait()
 

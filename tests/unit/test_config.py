@@ -106,7 +106,10 @@ def test_every_option_can_be_given_in_all_three_ways(name, write):
     }
     option = OPTIONS[name]
     text = texts.get(
-        name, {"ADDRESS": "tcp://localhost:77", "DURATION": "50s", "SIZE": "77 MiB"}.get(option.metavar, "/x")
+        name,
+        {"ADDRESS": "tcp://localhost:77", "DURATION": "50s", "SIZE": "77 MiB", "N": "2"}.get(
+            option.metavar, "/x"
+        ),
     )
     base = {"controller_data": "/d", "pool_data": "/p", "roles": ["controller"]}
     if name.startswith("keys"):

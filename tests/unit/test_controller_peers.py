@@ -32,6 +32,7 @@ def peers_of(stage, connections, publish, pools=()):
         connections=connections,
         clock=stage.runtime.clock,
         check_term=lambda: None,
+        group=SimpleNamespace(),
         publish=publish,
     )
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from droppexd.catalog.group import SoleGroup
+from droppexd.catalog.group import SoleGroup, Undivided
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     CatalogError,
@@ -665,7 +665,14 @@ def test_a_look_up_at_a_catalogue_that_failed_leads_to_another_controller_if_the
     group.alone = alone
     front = Front(group=group, name="c", boot_id=bytes(16), kinds=(), quick=(Lookup,), terms=Terms())
     front.leads(
-        Mastership(cluster_id=bytes(16), term=1, handlers={}, quick={Lookup: look_up}, failed=lambda: True)
+        Mastership(
+            cluster_id=bytes(16),
+            term=1,
+            handlers={},
+            quick={Lookup: look_up},
+            failed=lambda: True,
+            mandate=Undivided(),
+        )
     )
     with pytest.raises(error, match="gone"):
         front.pass_on_now(None, Lookup(name="f/a"), (), None)

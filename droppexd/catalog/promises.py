@@ -1,0 +1,122 @@
+"""What a controller with a copy of the catalogue has promised: durable before it is told to anybody.
+
+A controller that has promised a term takes nothing from the master of a lower one, ever. The file is small,
+and for people too.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from droppexd.errors import CatalogError
+from droppexd.folders import flush_folder
+from droppexd.runtime import RunBlocking
+
+PROMISE_FILE = "promise.json"
+"""Its name in a controller's folder."""
+
+MOST_LED = 64
+"""Terms of its own that a controller remembers."""
+
+_FORMAT = 1
+_MOST_BYTES = 64 * 1024
+
+
+class Promise(NamedTuple):
+    """The highest term that a controller has heard of."""
+
+    term: int = 0
+    name: str = ""
+    """Of the controller that has this term, or asked for it."""
+    address: str = ""
+    led: tuple[int, ...] = ()
+    """Terms that this controller was the master of, or was about to be."""
+
+
+class Promises(Protocol):
+    """Where a promise is kept."""
+
+    async def read(self) -> Promise:
+        """Return the last promise. Raise CatalogError when it cannot be read."""
+        ...
+
+    async def write(self, promise: Promise) -> None:
+        """Replace it, durably. Raise CatalogError: the old one or the new one is kept then."""
+        ...
+
+
+class FilePromises:
+    """A promise in a controller's folder."""
+
+    def __init__(self, folder: Path, run_blocking: RunBlocking) -> None:
+        self._path = folder / PROMISE_FILE
+        self._run_blocking = run_blocking
+
+    async def read(self) -> Promise:
+        """Return the last promise. Raise CatalogError when it cannot be read."""
+        return await self._run_blocking(_read, self._path)
+
+    async def write(self, promise: Promise) -> None:
+        """Replace it, durably. Raise CatalogError: the old one or the new one is kept then."""
+        await self._run_blocking(_write, self._path, promise)
+
+
+class SimulatedPromises:
+    """A promise in memory, which outlives a crash; for simulations."""
+
+    def __init__(self) -> None:
+        self.promise = Promise()
+
+    async def read(self) -> Promise:
+        """Return the last promise."""
+        return self.promise
+
+    async def write(self, promise: Promise) -> None:
+        """Replace it."""
+        self.promise = promise
+
+
+def _read(path: Path) -> Promise:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return Promise()
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return _parsed(text)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CatalogError(
+            f"{path} is damaged ({error}). It says which master this controller listens to: take away the "
+            "folder and let the controller join again, or restore a backup"
+        ) from error
+
+
+def _parsed(text: bytes) -> Promise:
+    if len(text) > _MOST_BYTES:
+        raise ValueError("it is too long")
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
+        raise ValueError("not a format that this release reads")
+    term, name, address, led = fields["term"], fields["name"], fields["address"], fields["led"]
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (term, *led)):
+        raise ValueError("terms that are none")
+    if not all(isinstance(text, str) and len(text) <= 256 for text in (name, address)):
+        raise ValueError("fields of a wrong kind")
+    return Promise(term, name, address, tuple(led))
+
+
+def _write(path: Path, promise: Promise) -> None:
+    new = path.with_name(f"{path.name}.new")
+    fields = {"format": _FORMAT, **promise._asdict()}
+    try:
+        with new.open("w") as file:
+            file.write(json.dumps(fields) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be written: {error.strerror}") from error
