@@ -91,6 +91,11 @@ class Group(Protocol):
         """How the engine was when this controller used it last."""
         ...
 
+    @property
+    def former_names(self) -> frozenset[str]:
+        """What this controller was called before, as far as that matters."""
+        ...
+
     def admits(self, name: str, address: str) -> bool:
         """Return whether a controller that joins may be a member now; it asks again otherwise."""
         ...
@@ -123,6 +128,8 @@ class Undivided:
 
 class Unrestricted:
     """What a group does in which controllers come and go as they like."""
+
+    former_names: frozenset[str] = frozenset()
 
     def admits(self, _name: str, _address: str) -> bool:
         """Return True."""

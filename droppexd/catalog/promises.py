@@ -19,6 +19,8 @@ PROMISE_FILE = "promise.json"
 MOST_LED = 64
 """Terms of its own that a controller remembers."""
 
+MOST_NAMES = 16
+
 _FORMAT = 1
 _MOST_BYTES = 64 * 1024
 
@@ -32,6 +34,8 @@ class Promise(NamedTuple):
     address: str = ""
     led: tuple[int, ...] = ()
     """Terms that this controller was the master of, or was about to be."""
+    names: tuple[str, ...] = ()
+    """What it is called, and was: whoever has this folder is the same controller."""
 
 
 class Promises(Protocol):
@@ -101,11 +105,12 @@ def _parsed(text: bytes) -> Promise:
     if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
         raise ValueError("not a format that this release reads")
     term, name, address, led = fields["term"], fields["name"], fields["address"], fields["led"]
+    names = fields["names"]
     if not all(isinstance(number, int) and 0 <= number < 2**63 for number in (term, *led)):
         raise ValueError("terms that are none")
-    if not all(isinstance(text, str) and len(text) <= 256 for text in (name, address)):
+    if not all(isinstance(text, str) and len(text) <= 256 for text in (name, address, *names)):
         raise ValueError("fields of a wrong kind")
-    return Promise(term, name, address, tuple(led))
+    return Promise(term, name, address, tuple(led), tuple(names))
 
 
 def _write(path: Path, promise: Promise) -> None:

@@ -89,9 +89,11 @@ class Peers:
     # -- coming and going ----------------------------------------------------------------------
 
     async def enter(self, name: str) -> None:
-        """Write down the name and address of the master itself."""
+        """Write down the name and address of the master itself, and forget what it was called before."""
         async with self._joining:
             await self._save(name, self._front.address)
+            for former in self._group.former_names & self._catalogue.controllers.keys():
+                await self._catalogue.forget_controller(former)
 
     async def _save(self, name: str, address: str) -> None:
         known = self._catalogue.controllers.get(name)

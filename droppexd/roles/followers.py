@@ -22,8 +22,9 @@ import trio
 
 from droppexd.background import open_background
 from droppexd.catalog.group import Health, Mandate
+from droppexd.catalog.keys import SYNC
 from droppexd.catalog.lost_operations import KeepLost
-from droppexd.catalog.promises import MOST_LED, Promise, Promises
+from droppexd.catalog.promises import MOST_LED, MOST_NAMES, Promise, Promises
 from droppexd.catalog.replica import LogRow, Replica, unpack_rows
 from droppexd.catalog.restoring import begin_incarnation
 from droppexd.catalog.terms import Position, read_history
@@ -150,6 +151,25 @@ class FollowersGroup:
             raise IdentityError("this controller's copy of the catalogue is another cluster's")
         self._cluster_id = own or self._cluster_id
         self._members = await read_members(self._replica)
+        await self._require_same_cluster()
+        await self._know_own_names()
+
+    async def _know_own_names(self) -> None:
+        """Take note of the own name: whoever has this copy is the same controller, whatever it was called."""
+        promise = self._promise
+        names = promise.names
+        if promise == Promise():
+            (sync,) = await self._replica.get((SYNC,))
+            if sync is None:  # Nobody ever followed: all names in it were this one's.
+                names = tuple(self._members.addresses)
+        if self._settings.name not in names:
+            names = (*names, self._settings.name)[-MOST_NAMES:]
+            await self._save(promise._replace(names=names))
+
+    @property
+    def former_names(self) -> frozenset[str]:
+        """What this controller was called before."""
+        return frozenset(self._promise.names) - {self._settings.name}
 
     def handlers(self) -> Mapping[type[Request[Any]], Handler]:
         """Return what this controller answers, master or not, by kind of request."""
@@ -219,7 +239,7 @@ class FollowersGroup:
 
     def _others(self) -> dict[str, str]:
         members = self._led.members if self._led is not None else self._members
-        return members.others(self._settings.name, self._address)
+        return members.others(self._promise.names, self._address)
 
     @asynccontextmanager
     async def campaign(self, address: str) -> AsyncIterator[Mandate]:
@@ -230,6 +250,7 @@ class FollowersGroup:
             self._replica,
             self._connections,
             name=self._settings.name,
+            names=self._promise.names,
             address=address,
             term=term,
             members=self._members,
@@ -287,16 +308,17 @@ class FollowersGroup:
         history = await read_history(self._replica)
         if not history.begun:
             return not self._settings.cluster_id
-        promise, name = self._promise, self._settings.name
-        if promise.term > history.term and promise.name != name:
+        promise = self._promise
+        if promise.term > history.term and promise.name not in promise.names:
             return False
         return not self._others() or history.term in promise.led
 
     async def _go_on(self) -> int | None:
         """Return the term to begin when enough standbys know of no other master; else None."""
-        others, position = self._others(), await position_of(self._replica)
-        wanted = self._next_term(position)
-        await self._promise_self(wanted)
+        async with self._writing:
+            others, position = self._others(), await position_of(self._replica)
+            wanted = self._next_term(position)
+            await self._promise_self(wanted)
         request = self._question(wanted, position, adopt=False, trial=False)
         votes = await self._ask(others, request)
         needed = min(self._members.sync, len(others))
@@ -312,6 +334,7 @@ class FollowersGroup:
                 f"{', '.join(sorted(set(others) - set(votes)))}"
             )
             return None
+        self._require_promise(wanted)
         return wanted
 
     def _next_term(self, position: Position) -> int:
@@ -323,10 +346,20 @@ class FollowersGroup:
         return max(promise.term, seen) + 1
 
     async def _promise_self(self, term: int) -> None:
-        if self._promise.term == term and self._promise.name == self._settings.name:
+        """Promise a term to this controller itself. Only under the lock. Raise Conflict."""
+        promise = self._promise
+        if (promise.term, promise.name) == (term, self._settings.name):
             return
+        if promise.term >= term:
+            raise Conflict(f"the controller {promise.name} wants to be the master as well; try again")
         led = (*self._promise.led, term)[-MOST_LED:]
-        await self._save(Promise(term, self._settings.name, self._address, led))
+        mine = self._promise._replace(term=term, name=self._settings.name, address=self._address, led=led)
+        await self._save(mine)
+
+    def _require_promise(self, term: int) -> None:
+        """Raise Conflict when this controller has promised a later term to another meanwhile."""
+        if (self._promise.term, self._promise.name) != (term, self._settings.name):
+            raise Conflict(f"the controller {self._promise.name} became the master meanwhile")
 
     async def _save(self, promise: Promise) -> None:
         await self._promises.write(promise)
@@ -397,9 +430,9 @@ class FollowersGroup:
         if promotion.trial:
             promotion.succeed(answer)
             return None
-        await self._promise_self(wanted)
-        self._heard_from = ""
         async with self._writing:
+            await self._promise_self(wanted)
+            self._heard_from = ""
             votes = await self._gather(wanted)
             answer = self._judged(votes, wanted)
             if answer.reached < answer.needed:
@@ -593,11 +626,7 @@ class FollowersGroup:
             self._copy_from = None
 
     async def _look(self) -> None:
-        """While no master is heard from, ask the others, for ever.
-
-        Raise IdentityError when a controller that was named for this one is of another cluster.
-        """
-        await self._require_same_cluster()
+        """While no master is heard from, ask the others, for ever."""
         rounds = 0
         found: tuple[str, ...] = ()
         while True:
@@ -608,13 +637,24 @@ class FollowersGroup:
             if self._find is not None and rounds % _FIND_EVERY == 1:
                 found = await self._find()
             known = (self._promise.address, *self._others().values(), *self._settings.controllers, *found)
-            for address in dict.fromkeys(known):
-                if address and address != self._address and await self._is_master(address):
-                    self._heard_from, self._heard_at = address, self._clock.now()
-                    break
+            await self._look_at(known)
+
+    async def _look_at(self, known: Sequence[str]) -> None:
+        """Take for the master who says so of itself, of these and of those that they take for it."""
+        waiting, asked = list(known), {"", self._address}
+        while waiting:
+            address = waiting.pop(0)
+            if address in asked:
+                continue
+            asked.add(address)
+            master = await self._master_of(address)
+            if master == address:
+                self._heard_from, self._heard_at = address, self._clock.now()
+                return
+            waiting.insert(0, master)
 
     async def _require_same_cluster(self) -> None:
-        """Ask those that were named once, if one of them knows which cluster it is of."""
+        """Ask those that were named, once, of which cluster they are; raise IdentityError for another."""
         for address in self._settings.controllers:
             try:
                 described, _ = await self._connections.call(address, DescribeGroup(), timeout_s=_ASK_S)
@@ -626,12 +666,13 @@ class FollowersGroup:
                     "give it an empty folder with --data"
                 )
 
-    async def _is_master(self, address: str) -> bool:
+    async def _master_of(self, address: str) -> str:
+        """Return who another controller of the cluster takes for the master; empty: nobody."""
         try:
             described, _ = await self._connections.call(address, DescribeGroup(), timeout_s=_ASK_S)
         except DroppexError:
-            return False
-        return described.master == address and self._cluster_id in (b"", described.cluster_id)
+            return ""
+        return described.master if self._cluster_id in (b"", described.cluster_id) else ""
 
 
 def _position(vote: LogPosition) -> Position:

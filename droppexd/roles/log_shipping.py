@@ -11,7 +11,7 @@ Ousterhout, "In Search of an Understandable Consensus Algorithm", USENIX ATC 201
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -79,13 +79,9 @@ class Members(NamedTuple):
         """Return what they are without this one."""
         return Members({other: at for other, at in self.addresses.items() if other != name}, self.sync)
 
-    def others(self, name: str, address: str) -> dict[str, str]:
-        """Return the addresses of the others. A controller of this name or at this address is this one."""
-        return {
-            other: at
-            for other, at in self.addresses.items()
-            if other != name and (not address or at != address)
-        }
+    def others(self, names: Collection[str], address: str) -> dict[str, str]:
+        """Return the addresses of the others. A controller of such a name or at this address is this one."""
+        return {other: at for other, at in self.addresses.items() if other not in names and at != address}
 
 
 def _sync(value: bytes | None) -> int:
@@ -146,6 +142,7 @@ class Led:
         connections: Connections,
         *,
         name: str,
+        names: Collection[str],
         address: str,
         term: int,
         members: Members,
@@ -159,6 +156,7 @@ class Led:
         self._replica = replica
         self._connections = connections
         self._name = name
+        self._names = frozenset(names)
         self._address = address
         self._sync = sync
         self._learners: dict[str, tuple[str, float]] = {}
@@ -221,7 +219,10 @@ class Led:
         needed = max(map(self._needed, self._electorates))
         silent = sorted(f"{one.name} ({one.trouble})" for one in self._followers.values() if one.trouble)
         whom = f": {', '.join(silent)}" if silent else ""
-        return f"the master {self._name} does not hear from the {needed} standbys that must confirm{whom}"
+        return (
+            f"the master {self._name} does not hear from the {needed} standbys that must confirm{whom}; give "
+            "up one that never comes back with `droppex controllers remove NAME --force`"
+        )
 
     @property
     def members(self) -> Members:
@@ -295,7 +296,7 @@ class Led:
     # -- who has confirmed what ----------------------------------------------------------------
 
     def _others(self, electorate: _Electorate) -> dict[str, str]:
-        return electorate.members.others(self._name, self._address)
+        return electorate.members.others(self._names, self._address)
 
     def _needed(self, electorate: _Electorate) -> int:
         return min(electorate.members.sync, len(self._others(electorate)))

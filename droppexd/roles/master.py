@@ -81,6 +81,8 @@ class MasterLink:
         """Return the master's answer; raise what it raises, or PeerError when no master answers in time."""
         deadline = self._runtime.clock.now() + timeout_s
         asked = 0
+        reason: DroppexError | None = None
+        # Why, in the words of a controller that knows of no master: says more than that time ran out.
         while True:
             remaining_s = deadline - self._runtime.clock.now()
             address = self._address
@@ -90,6 +92,7 @@ class MasterLink:
                 )
             except NotMaster as error:
                 failure: DroppexError = error
+                reason = reason if error.address else error
                 self._leave(address, error.address)
             except NotAuthorised:
                 raise  # The key is wrong, and no controller will find it right.
@@ -101,7 +104,9 @@ class MasterLink:
                 return reply
             asked += 1
             if self._runtime.clock.now() >= deadline:
-                raise PeerError(f"no master answers at {', '.join(self.known)}: {failure}") from failure
+                raise PeerError(
+                    f"no master answers at {', '.join(self.known)}: {reason or failure}"
+                ) from failure
             if self._in_vain >= len(self.known):
                 await self._look_around(failure, deadline)
             if asked % len(self.known) == 0:

@@ -228,6 +228,8 @@ class Cluster:
     def start(self):
         self.write_config()
         for controller in self.controller_processes:
+            if controller is not self.controller and "endpoints" not in self._settings.get("catalog", {}):
+                controller.options += ["--master", self.controller.address]
             controller.start()
         self.write_config()
         for pool in self.pools:
@@ -286,6 +288,9 @@ class Cluster:
 
     def remove(self, name):
         return self.run(lambda client: client.remove(name))
+
+    def promote(self, process, **options):
+        return self.run(lambda client: client.promote(process.address, **options))
 
     def controllers(self):
         return self.run(lambda client: client.controllers())

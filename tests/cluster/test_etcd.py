@@ -161,16 +161,3 @@ def test_a_catalogue_moves_from_sqlite_into_etcd_and_back(etcd, new_cluster, con
 
 def catalogue(cluster):
     return cluster.controller.data / "catalogue.sqlite"
-
-
-def test_a_controller_does_not_join_what_has_no_room_for_it_or_is_none(new_cluster, droppexd, tmp_path):
-    with new_cluster(pools=2, **SETTINGS) as cluster:
-        start = ["--role", "controller", "--data", tmp_path / "second", "--listen", "tcp://127.0.0.1:0"]
-        alone = droppexd(*start, "--master", cluster.controller.address, code=2)
-        assert "takes no second controller" in alone.stderr
-        assert not list((tmp_path / "second").iterdir())
-        pool = droppexd(*start, "--master", cluster.pools[0].address, code=2)
-        assert "is the pool pool-1, not a controller" in pool.stderr
-        held = [*start[:3], cluster.controller.data, *start[4:], "--master", cluster.controller.address]
-        assert "holds a catalogue already" in droppexd(*held, code=1).stderr
-        assert cluster.status().pools
