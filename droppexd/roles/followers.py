@@ -13,7 +13,7 @@ when another was promoted, there would be one among them.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -137,6 +137,8 @@ class FollowersGroup:
         self._heard_at = -HEARD_S
         self._promotion: _Promotion | None = None
         self._wake = trio.Event()
+        self._overtaken: dict[str, int] = {}
+        """The term on account of which a standby made this controller begin another, by name."""
         self._copy_from: str | None = None
         self._copy_wanted = trio.Event()
         self._copying = trio.CancelScope()
@@ -212,6 +214,11 @@ class FollowersGroup:
         return self._heard_from if self._clock.now() - self._heard_at < HEARD_S else ""
 
     @property
+    def leads(self) -> int:
+        """The term of which this controller is the master; 0 when it is none."""
+        return self._led.term if self._led is not None and self._led.begun.is_set() else 0
+
+    @property
     def heard_s(self) -> float:
         """How many seconds ago the master was heard from; infinite when it never was."""
         return self._clock.now() - self._heard_at if self._heard_from else float("inf")
@@ -255,6 +262,7 @@ class FollowersGroup:
             term=term,
             members=self._members,
             sync=self._settings.sync,
+            overtaken=self._overtaken,
         )
         self._failure = ""
         try:
@@ -308,34 +316,53 @@ class FollowersGroup:
         history = await read_history(self._replica)
         if not history.begun:
             return not self._settings.cluster_id
-        promise = self._promise
-        if promise.term > history.term and promise.name not in promise.names:
-            return False
-        return not self._others() or history.term in promise.led
+        return not self._others() or history.term in self._promise.led
 
     async def _go_on(self) -> int | None:
         """Return the term to begin when enough standbys know of no other master; else None."""
-        async with self._writing:
-            others, position = self._others(), await position_of(self._replica)
-            wanted = self._next_term(position)
-            await self._promise_self(wanted)
-        request = self._question(wanted, position, adopt=False, trial=False)
-        votes = await self._ask(others, request)
+        others, position = self._others(), await position_of(self._replica)
+        wanted = self._next_term(position)
         needed = min(self._members.sync, len(others))
-        against = [vote for vote in votes.values() if not vote.done]
-        granted = len(votes) - len(against)
-        if against:
-            one = max(against, key=lambda vote: vote.promised)
-            self._failure = f"the controller {one.name} knows of a later master than this one"
+        heard = await self._ask(others, self._question(wanted, position, adopt=False, trial=True))
+        later = [vote.name for vote in heard.values() if vote.term > position.term]
+        if later:
+            self._failure = f"the controller {later[0]} has heard of a later master than this one"
             return None
-        if granted < needed:
-            self._failure = (
-                f"this controller was the last master, and waits for {needed - granted} of its standbys "
-                f"{', '.join(sorted(set(others) - set(votes)))}"
-            )
+        if len(heard) < needed:
+            self._failure = _waits_for(needed - len(heard), set(others) - set(heard))
+            return None
+        wanted = max(wanted, *(vote.promised + 1 for vote in heard.values() if not vote.done), 0)
+        request = self._question(wanted, position, adopt=False, trial=False)
+        granted = await self._ask_holder(others, request)
+        if granted is None:
+            return None
+        async with self._writing:
+            await self._promise_self(wanted)
+        for _ in range(2):  # Who has promised to one of those that grant it now grants it in the second.
+            rest = {name: at for name, at in others.items() if name not in granted}
+            votes = await self._ask(rest, replace(request, excused=tuple(granted)))
+            granted |= {name for name, vote in votes.items() if vote.done}
+        if len(granted) < needed:
+            self._failure = _waits_for(needed - len(granted), set(others) - granted)
             return None
         self._require_promise(wanted)
         return wanted
+
+    async def _ask_holder(self, others: Mapping[str, str], request: AskVote) -> set[str] | None:
+        """Ask whom this controller has promised a later term, if there is such; return who grants the term.
+
+        None when that one does not: it may be the master, or become it.
+        """
+        promise = self._promise
+        if promise.term <= request.term or promise.name in promise.names:
+            return set()
+        holders = {name: at for name, at in others.items() if name == promise.name}
+        votes = await self._ask(holders, request)
+        granted = {name for name, vote in votes.items() if vote.done}
+        if granted:
+            return granted
+        self._failure = f"this controller has promised to follow {promise.name}, which was to be the master"
+        return None
 
     def _next_term(self, position: Position) -> int:
         """Return a term that nobody else has, as far as this controller knows; the same until it is begun."""
@@ -424,7 +451,7 @@ class FollowersGroup:
         # First what would come of it: a promise for nothing takes its standbys from a master that works.
         votes = await self._ask(self._others(), self._question(wanted, position, adopt=True, trial=True))
         wanted = max(wanted, *(vote.promised + 1 for vote in votes.values()), 0)
-        answer = self._judged(votes, wanted)
+        answer = self._judged(votes.keys(), wanted)
         if answer.reached < answer.needed and not promotion.accept_loss and not promotion.trial:
             raise Conflict(_too_few(answer))
         if promotion.trial:
@@ -434,7 +461,7 @@ class FollowersGroup:
             await self._promise_self(wanted)
             self._heard_from = ""
             votes = await self._gather(wanted)
-            answer = self._judged(votes, wanted)
+            answer = self._judged(votes.keys(), wanted)
             if answer.reached < answer.needed:
                 if not promotion.accept_loss:
                     raise Conflict(_too_few(answer))
@@ -468,11 +495,11 @@ class FollowersGroup:
             if not set(self._others()) - set(votes):
                 return votes
 
-    def _judged(self, votes: Mapping[str, LogPosition], term: int) -> Promoted:
+    def _judged(self, reached: Collection[str], term: int) -> Promoted:
         """Return how many controllers are with this one, how many are needed, and what is missing."""
         others = self._others()
         total = len(others) + 1
-        silent = sorted(name for name in others if name not in votes or not votes[name].done)
+        silent = sorted(name for name in others if name not in reached)
         lost = tuple(
             f"what {name} alone knows of, after revision {self._replica.revision}" for name in silent
         )
@@ -583,7 +610,8 @@ class FollowersGroup:
                 request.wanted == promise.term and request.name == promise.name
             )
             if not request.adopt:
-                foreign = promise.term > request.term and promise.name != request.name
+                excused = (request.name, *promise.names, *request.excused)
+                foreign = promise.term > request.term and promise.name not in excused
                 free = free and not foreign and position <= (request.term, request.revision)
             if free and not request.trial:
                 if self._led is not None:
@@ -677,6 +705,11 @@ class FollowersGroup:
 
 def _position(vote: LogPosition) -> Position:
     return Position(vote.term, vote.revision)
+
+
+def _waits_for(count: int, names: Collection[str]) -> str:
+    those = ", ".join(sorted(names))
+    return f"this controller was the last master, and waits for {count} of its standbys {those}"
 
 
 def _too_few(answer: Promoted) -> str:

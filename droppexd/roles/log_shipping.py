@@ -147,6 +147,7 @@ class Led:
         term: int,
         members: Members,
         sync: int,
+        overtaken: dict[str, int],
     ) -> None:
         self.engine: Engine = _LedEngine(self, replica)
         self.above_term = term - 1
@@ -159,6 +160,7 @@ class Led:
         self._names = frozenset(names)
         self._address = address
         self._sync = sync
+        self._overtaken = overtaken
         self._learners: dict[str, tuple[str, float]] = {}
         """Controllers that want to be members, and until when they count as wanting that."""
         self._electorates = [_Electorate(members)]
@@ -395,6 +397,11 @@ class Led:
             return None
         if reply.promised > self.term:
             follower.trouble = f"it has promised the term {reply.promised} to {reply.promised_to}"
+            if self._overtaken.get(follower.name, 0) < reply.promised:
+                # Nobody may ever begin that term. To have this follower back, begin a later one.
+                self._overtaken[follower.name] = reply.promised
+                log.info("the controller %s listens to no term below %d", follower.name, reply.promised)
+                self.end()
             await trio.sleep(_PAUSE_S)
             return None
         if reply.busy:

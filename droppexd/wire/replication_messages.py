@@ -5,7 +5,7 @@ Their kinds are numbered from 130.
 
 from typing import Annotated
 
-from droppexd.model import Address, Label, Role, Token16
+from droppexd.model import MAX_CONTROLLERS, Address, Label, Role, Token16
 from droppexd.schema import Bounds
 from droppexd.wire.messages import BootId, Reply, Request, message
 
@@ -117,8 +117,9 @@ class AskVote(Request[LogPosition]):
     """A controller wants to begin a term, and asks that nothing be taken from a master of a lower one.
 
     `term` and `revision` say how far its log goes. With `adopt` it takes over the longest log that it hears
-    of; without, it is the last master, and is refused by whoever knows of a later one. `trial` asks only what
-    the answer would be.
+    of; without, it is the last master, and is refused by whoever knows of a later one, or has promised a
+    later term to another: but for those that are `excused`, who have promised the wanted term, and so never
+    begin theirs. `trial` asks only what the answer would be.
     """
 
     cluster_id: BootId
@@ -129,6 +130,7 @@ class AskVote(Request[LogPosition]):
     revision: int
     adopt: bool
     trial: bool
+    excused: Annotated[tuple[Label, ...], Bounds(0, MAX_CONTROLLERS)] = ()
 
 
 @message(141)

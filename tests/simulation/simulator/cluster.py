@@ -8,12 +8,18 @@ from dataclasses import dataclass, field
 import trio
 
 from droppexd.catalog.group import Group, Mandate, SoleGroup
+from droppexd.catalog.keys import CLUSTER
+from droppexd.catalog.keys import CONTROLLERS as MEMBERS
+from droppexd.catalog.promises import SimulatedPromises
+from droppexd.catalog.records import unpack_fields
+from droppexd.catalog.replica import LogRow
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.catalog.simulated_group import ELECTION, SharedStore, SimulatedGroup, StoreLink
 from droppexd.errors import DroppexError
 from droppexd.model import Role
 from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
+from droppexd.roles.followers import FollowersGroup, FollowersSettings, open_followers_group
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.roles.pool_scrub import ScrubSettings
 from droppexd.runtime import Runtime
@@ -21,7 +27,9 @@ from droppexd.store.simulated import SimulatedStore
 from droppexd.wire.codec import decode
 from droppexd.wire.memory import MemoryNetwork
 from droppexd.wire.messages import Reconciled, Verdicts
+from droppexd.wire.rpc import Terms, open_connections
 from droppexd.wire.transport import Frame, Listener, Peer, Transport
+from tests.simulation.simulator.checks.copies import Agreed
 from tests.simulation.simulator.checks.terms import WrittenBy
 from tests.simulation.simulator.plan import Shape
 from tests.simulation.simulator.surroundings import BlockingWork, ProcessClock, SeededEntropy, runtime_of
@@ -35,6 +43,9 @@ CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for nu
 APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
 
 NO_CRASH = "no-crash"
+
+SYNC = 1
+"""So many standbys confirm, of controllers that have copies."""
 
 _RESTART_S = 3.0
 """A process that ended with an error is started again after so long, as a service manager does."""
@@ -53,6 +64,9 @@ class Process:
     store: SimulatedStore | None = None
     link: StoreLink | None = None
     """To the store that several controllers share."""
+    copy: SimulatedEngine | None = None
+    """Of a controller that has a copy of the catalogue."""
+    followers: FollowersGroup | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ready: bool = False
     killed: bool = False
@@ -76,6 +90,9 @@ class Cluster:
         self.wanted: dict[str, None] = {}
         """The processes that shall run."""
         self.engine: SimulatedEngine | None = None
+        self.agreed: Agreed | None = None
+        """The copies of controllers that have one each."""
+        self.promises: dict[str, SimulatedPromises] = {}
         self.shared: SharedStore | None = None
         """What several controllers stand on; it outlives them all."""
         self.catalogue_latency_s = 0.0
@@ -87,12 +104,17 @@ class Cluster:
         self.wall_offset_ms: dict[str, int] = {}
         self.replace_pool: Callable[[int, bool], Awaitable[None]]
         """How an operator replaces a pool; set by the simulation, whose clients come after the cluster."""
+        self.promote: Callable[[str], Awaitable[None]]
+        """How an operator promotes a controller; set by the simulation as well."""
         self.replacing: set[int] = set()
         """The pools that an operator is about to replace."""
         self._nursery = nursery
         self._seed = seed
         self._starts = 0
         self._flush_entropy = SeededEntropy(f"{seed} flush")
+        if shape.copies:
+            self.agreed = Agreed(world, self.controllers, SYNC)
+            self.promises = {name: SimulatedPromises() for name in self.controllers}
         for name, capacity in zip(shape.pools, shape.capacities, strict=True):
             self.disk_of[name] = world.disks[name] = WatchedDisk(name, capacity, world)
 
@@ -132,6 +154,11 @@ class Cluster:
 
     def _master(self) -> str:
         """Return the controller that has the mandate; empty when nobody has."""
+        if self.agreed is not None:
+            leading = [
+                one for one in self.processes.values() if one.followers is not None and one.followers.leads
+            ]
+            return max(leading, key=lambda one: one.followers.leads).name if leading else ""
         entry = self.world.catalogue.entries.get(ELECTION)
         address = entry.value.decode() if entry is not None else ""
         return next((name for name, there in CONTROLLERS.items() if there == address), "")
@@ -171,6 +198,8 @@ class Cluster:
             process.store.crash()
         if process.link is not None:
             process.link.dead = True
+        elif process.copy is not None:
+            process.copy.crash(written=written)
         elif process.name in CONTROLLERS and not any(name in self.processes for name in CONTROLLERS):
             self._crash_engine(written)
         process.scope.cancel()
@@ -225,11 +254,46 @@ class Cluster:
             await self._serve_pool(process, transport, status)
 
     async def _serve_controller(self, process: Process, transport, status) -> None:
+        if self.agreed is None:
+            await self._serve_in_group(process, transport, status, self._group_of(process))
+            return
+        name = process.name
+        copy = process.copy = SimulatedEngine(process.runtime, self.agreed.disks[name], flush=self._flush)
+        terms = Terms()
+        async with open_connections(transport, terms=Terms()) as connections:
+            settings = FollowersSettings(
+                name=name,
+                sync=SYNC,
+                cluster_id=await self._cluster_id(name),
+                controllers=tuple(at for other, at in CONTROLLERS.items() if other != name),
+            )
+            group = process.followers = FollowersGroup(
+                copy, self.promises[name], self._keep_lost, connections, process.runtime, terms, settings
+            )
+            async with open_followers_group(group):
+                await self._serve_in_group(
+                    process, transport, status, group, terms=terms, handlers=group.handlers()
+                )
+
+    async def _cluster_id(self, name: str) -> bytes:
+        """Return the id of the cluster that a controller is of, which the first one begins."""
+        if name == next(iter(CONTROLLERS)):
+            return b""
+        first = next(iter(self.agreed.disks.values()))
+        while CLUSTER not in first.entries:
+            await trio.sleep(0.1)
+        return unpack_fields(first.entries[CLUSTER].value, "cluster")[0]
+
+    async def _keep_lost(self, _term: int, rows: Sequence[LogRow]) -> str:
+        self.world.happened["operations set aside"] += len(rows)
+        return "the trace"
+
+    async def _serve_in_group(self, process: Process, transport, status, group: Group, **more) -> None:
         shape = self.shape
         await serve_controller(
             transport=_LateVerdicts(transport, self),
             address=CONTROLLERS[process.name],
-            group=self._group_of(process),
+            group=group,
             runtime=process.runtime,
             settings=ControllerSettings(
                 name=process.name,
@@ -241,6 +305,7 @@ class Cluster:
                 housekeeping_s=shape.housekeeping_s,
             ),
             task_status=status,
+            **more,
         )
 
     def _group_of(self, process: Process) -> Group:
@@ -332,6 +397,21 @@ class Cluster:
         self.replacing.discard(pool)
         self.trace.say(f"pool {pool} is replaced")
         self.world.happened["pool replaced"] += 1
+
+    @property
+    def has_master(self) -> bool:
+        """Whether a controller that runs and is heard by its standbys is the master."""
+        return any(
+            one.followers is not None and one.followers.leads and not one.followers.health.failure
+            for one in self.processes.values()
+        )
+
+    def all_follow(self) -> bool:
+        """Whether all controllers that have copies are known to the master and have what it has."""
+        if self.agreed is None:
+            return True
+        known = sum(key.startswith(MEMBERS) for key in self.world.catalogue.entries)
+        return known == len(self.agreed.disks) and not self.agreed.difference()
 
     def set_latency(self, name: str, latency_s: float) -> None:
         """Make a process's disk slow, now and after a restart; 0 ends that."""

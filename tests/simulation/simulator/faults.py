@@ -110,6 +110,14 @@ def takeover(cluster: Cluster, fault: Fault) -> Iterator[None]:
         cluster.kill(first)
 
 
+def promote(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Have an operator promote a controller, whatever the master does."""
+    if cluster.agreed is None:
+        return
+    cluster.start_soon(cluster.promote, fault.one)
+    yield
+
+
 # -- the network -----------------------------------------------------------------------------------
 
 
@@ -170,8 +178,14 @@ def failing_flush(cluster: Cluster, fault: Fault) -> Iterator[None]:
     if not cluster.running(fault.one):
         return
     if fault.one in CONTROLLERS:
-        if cluster.engine is not None:
-            cluster.engine.fail_flush(written=int(fault.amount * 4))
+        engine = cluster.processes[fault.one].copy or cluster.engine
+        if engine is not None:
+            engine.fail_flush(written=int(fault.amount * 4))
+        if cluster.agreed is not None:
+            # It takes no more writes for as long as it runs.
+            yield
+            cluster.kill(fault.one)
+            cluster.start(fault.one)
         return
     cluster.disk_of[fault.one].fail_flush()
     yield
@@ -326,6 +340,7 @@ KINDS: dict[str, FaultKind] = {
     "pause": pause,
     "takeover": takeover,
     "cut-from-store": cut_from_store,
+    "promote": promote,
     "partition": partition,
     "break-connections": break_connections,
     "slow-network": slow_network,

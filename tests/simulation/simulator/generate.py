@@ -68,6 +68,9 @@ _READS_OF_DAMAGE = 0.06
 _SEVERAL_CONTROLLERS = 0.25
 """In so many plans there are three controllers, which share a store."""
 
+_COPIES = 0.25
+"""In so many of the others each of three controllers has a copy."""
+
 _LATE_VERDICTS = 0.08
 """In so many plans a pool is told that its damaged shards are dead after it has rebuilt them."""
 
@@ -104,7 +107,34 @@ def draw_plan(seed: int) -> Plan:
     if (others := random.Random(f"controllers {seed}")).random() < _SEVERAL_CONTROLLERS:
         shape = replace(shape, controllers=3, lease_s=others.choice((3.0, 6.0)))
         rounds[0] = _with_failovers(others, rounds[0], numbers)
+    elif (others := random.Random(f"copies {seed}")).random() < _COPIES:
+        shape = replace(shape, controllers=3, copies=True)
+        rounds[0] = _with_promotions(others, rounds[0], numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_promotions(draw: random.Random, part: Round, numbers) -> Round:
+    """Return the round with faults of controllers that have copies, and operators that promote another."""
+    controllers = list(CONTROLLERS)
+    faults = []
+    for _ in range(draw.choice((1, 2, 3, 4))):
+        one, other = draw.sample(controllers, 2)
+        kind = draw.choice(("kill", "pause", "partition", "partition", "promote", "promote", "failing-flush"))
+        faults.append(
+            Fault(
+                number=next(numbers),
+                kind=kind,
+                at_s=draw.uniform(0, max(part.most_s, 15.0) * 0.8),
+                for_s=draw.choice((draw.uniform(0.01, 2.0), draw.uniform(3.0, 15.0))),
+                one=one,
+                other=other if kind == "partition" else "",
+                amount=draw.random(),
+                draw=draw.random(),
+            )
+        )
+    faults = [fault for fault in faults if not any(_clash(fault, other) for other in part.faults)]
+    ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
+    return replace(part, faults=tuple(ordered), most_s=max(part.most_s, 15.0))
 
 
 def _with_failovers(draw: random.Random, part: Round, numbers) -> Round:

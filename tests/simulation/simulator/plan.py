@@ -112,7 +112,10 @@ class Shape:
     review_s: float
     idle_s: float
     controllers: int = 1
-    """More than one share a store, as they would etcd; otherwise a fault may start a second on the same file."""
+    """More than one share a store, as they would etcd, or have copies; of one, a fault may start a second on the
+    same file."""
+    copies: bool = False
+    """Whether each of several controllers has a copy of the catalogue, and follows the master's."""
     lease_s: float = 4.0
     """Of the mandate in that store."""
 

@@ -115,6 +115,9 @@ class Simulation:
             ]
             operator = await nursery.start(attend, plan.shape.clients, cluster, plan.seed)
             cluster.replace_pool = operator.replace_pool
+            cluster.promote = operator.promote
+            if plan.shape.copies:
+                nursery.start_soon(operator.see_to_a_master)
             await self._all_ready(cluster)
             await trio.sleep(MAP_S)
             for number, part in enumerate(plan.rounds):
@@ -134,7 +137,7 @@ class Simulation:
 
     async def _all_ready(self, cluster: Cluster) -> None:
         with trio.move_on_after(READY_S):
-            while not all(process.ready for process in cluster.processes.values()):
+            while not (all(process.ready for process in cluster.processes.values()) and cluster.all_follow()):
                 await trio.sleep(0.1)
 
     async def _round(self, cluster: Cluster, people: list[Person], part: Round, number: int) -> None:

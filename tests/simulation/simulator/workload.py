@@ -1,5 +1,6 @@
 """The clients of a run: each does its operations one after another and tells the history what it saw."""
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from droppexd.client import Client, Download, open_client
 from droppexd.errors import Conflict, DroppexError, NotFound
 from droppexd.model import Layout, Role, VersionId
 from droppexd.wire.messages import ABSENT, ANYTHING, Condition
-from tests.simulation.simulator.cluster import APPS, Cluster
+from tests.simulation.simulator.cluster import APPS, CONTROLLERS, Cluster
 from tests.simulation.simulator.history import ANY_VERSION, Call
 from tests.simulation.simulator.plan import Operation, Verb, When
 from tests.simulation.simulator.surroundings import BlockingWork, runtime_of
@@ -18,6 +19,7 @@ EXACT = "exact-bytes"
 RECORDED = "acknowledged-is-recorded"
 
 _BETWEEN_TRIES_S = 1.0
+_WITHOUT_MASTER_S = 4.0
 
 _READS = (Verb.GET, Verb.GET_RANGE, Verb.STAT, Verb.LIST)
 
@@ -190,6 +192,27 @@ class Person:
                 await trio.sleep(_BETWEEN_TRIES_S)
             else:
                 return
+
+    async def promote(self, name: str) -> None:
+        """Promote a controller, if that can be done now."""
+        try:
+            await self._client.promote(CONTROLLERS[name])
+        except DroppexError as error:
+            self._cluster.trace.say(f"{name} is not promoted: {error}")
+        else:
+            self._cluster.trace.say(f"{name} is promoted")
+            self._world.happened["promoted"] += 1
+
+    async def see_to_a_master(self) -> None:
+        """Be an operator who promotes a controller when there has been no master for a while, for ever."""
+        for turn in itertools.count():
+            await trio.sleep(_WITHOUT_MASTER_S)
+            if self._cluster.has_master:
+                continue
+            await trio.sleep(_WITHOUT_MASTER_S)
+            running = [name for name in self._cluster.controllers if self._cluster.running(name)]
+            if running and not self._cluster.has_master:
+                await self.promote(running[turn % len(running)])
 
     async def status(self):
         """Ask how the cluster is."""

@@ -28,6 +28,8 @@ def unrest(cluster: Cluster, bounds: Bounds) -> str:
             return f"{name} is not ready"
     if cluster.replacing:
         return f"pools {sorted(cluster.replacing)} are still to be replaced"
+    if cluster.agreed is not None and cluster.agreed.difference():
+        return cluster.agreed.difference()
     return bounds.not_given_back() or _unnamed(cluster) or _redundancy(cluster)
 
 
