@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -38,6 +39,8 @@ BACK_OFF_S = 15.0
 LEASE_S = 60.0
 """An order of a pool that has not asked for work for so long is planned anew."""
 BACKED_OFF = 16_384
+BLOCK_BYTES = 4096
+"""A shard takes about so much of a disk besides its own bytes."""
 RATE_WINDOW_S = 10.0
 
 
@@ -262,7 +265,10 @@ class Repair:
             pool = MISSING
             if _readable(extent, infos) >= extent.layout.k:
                 others = [number for at, number in enumerate(extent.pools) if at != shard]
-                pool = self._placement.spare(extent.id, extent.layout, others, self._usable)
+                size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
+                pool = self._placement.spare(
+                    extent.id, extent.layout, others, partial(self._usable, size=size)
+                )
             if pool == MISSING:
                 stuck += 1
                 continue
@@ -281,9 +287,9 @@ class Repair:
         self._writable = writable
         self.look_afresh()
 
-    def _usable(self, pool: int) -> bool:
+    def _usable(self, pool: int, *, size: int) -> bool:
         info = self._infos.get(pool)
-        return info is not None and info.writable
+        return info is not None and info.writable and info.free >= size
 
     def _view(self) -> dict[int, PoolInfo]:
         if self._view_version != self._pools.version:

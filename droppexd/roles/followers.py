@@ -14,7 +14,7 @@ when another was promoted, there would be one among them.
 
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -683,12 +683,18 @@ class FollowersGroup:
 
     async def _require_same_cluster(self) -> None:
         """Ask those that were named, once, of which cluster they are; raise IdentityError for another."""
-        for address in self._settings.controllers:
-            try:
+        others: dict[str, bytes] = {}
+
+        async def ask(address: str) -> None:
+            with suppress(DroppexError):
                 described, _ = await self._connections.call(address, DescribeGroup(), timeout_s=_ASK_S)
-            except DroppexError:
-                continue
-            if self._cluster_id and described.cluster_id not in (b"", self._cluster_id):
+                others[address] = described.cluster_id
+
+        async with trio.open_nursery() as nursery:
+            for address in self._settings.controllers:
+                nursery.start_soon(ask, address)
+        for address, cluster_id in others.items():
+            if self._cluster_id and cluster_id not in (b"", self._cluster_id):
                 raise IdentityError(
                     f"this controller's folder has the catalogue of another cluster than {address}; "
                     "give it an empty folder with --data"

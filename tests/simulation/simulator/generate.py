@@ -115,26 +115,56 @@ def draw_plan(seed: int) -> Plan:
 
 def _with_promotions(draw: random.Random, part: Round, numbers) -> Round:
     """Return the round with faults of controllers that have copies, and operators that promote another."""
-    controllers = list(CONTROLLERS)
-    faults = []
-    for _ in range(draw.choice((1, 2, 3, 4))):
-        one, other = draw.sample(controllers, 2)
-        kind = draw.choice(("kill", "pause", "partition", "partition", "promote", "promote", "failing-flush"))
-        faults.append(
-            Fault(
-                number=next(numbers),
-                kind=kind,
-                at_s=draw.uniform(0, max(part.most_s, 15.0) * 0.8),
-                for_s=draw.choice((draw.uniform(0.01, 2.0), draw.uniform(3.0, 15.0))),
-                one=one,
-                other=other if kind == "partition" else "",
-                amount=draw.random(),
-                draw=draw.random(),
-            )
-        )
+    master, one, other = CONTROLLERS
+    at_s = draw.uniform(1, 4)
+    for_s = draw.uniform(2, 6)
+    end_s = at_s + for_s
+    kind = draw.choice(("any", "any", "lacks-much", "is-alone", "beside"))
+    if kind == "lacks-much":  # Who is promoted lacks what the others have, and the master is gone.
+        faults = [
+            _of("partition", at_s, for_s, master, other=one),
+            _of("kill", end_s - 0.3, 12.0, master),
+            _of("promote", end_s + 0.3, 0.1, one),
+        ]
+    elif kind == "is-alone":  # So it does, and nobody can be reached.
+        faults = [
+            _of("kill", at_s, for_s, one),
+            _of("pause", end_s - 0.3, 22.0, master),
+            _of("pause", end_s - 0.3, 13.0, other),
+            _of("promote", end_s + 4.5, 0.1, one),
+        ]
+    elif kind == "beside":  # The master works on, and does not hear of it.
+        faults = [
+            _of("partition", at_s, 12.0, master, other=one),
+            _of("promote", at_s + draw.uniform(0.1, 3), 0.1, one),
+        ]
+    else:
+        faults = [
+            _draw_fault_of_copies(draw, max(part.most_s, 15.0)) for _ in range(draw.choice((1, 2, 3, 4)))
+        ]
+    faults = [replace(fault, number=next(numbers)) for fault in faults]
     faults = [fault for fault in faults if not any(_clash(fault, other) for other in part.faults)]
     ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
-    return replace(part, faults=tuple(ordered), most_s=max(part.most_s, 15.0))
+    return replace(part, faults=tuple(ordered), most_s=max(part.most_s, 30.0))
+
+
+def _of(kind: str, at_s: float, for_s: float, one: str, *, other: str = "") -> Fault:
+    return Fault(number=0, kind=kind, at_s=at_s, for_s=for_s, one=one, other=other, amount=0.9, draw=0.5)
+
+
+def _draw_fault_of_copies(draw: random.Random, most_s: float) -> Fault:
+    one, other = draw.sample(list(CONTROLLERS), 2)
+    kind = draw.choice(("kill", "pause", "partition", "partition", "promote", "promote", "failing-flush"))
+    return Fault(
+        number=0,
+        kind=kind,
+        at_s=draw.uniform(0, most_s * 0.8),
+        for_s=draw.choice((draw.uniform(0.01, 2.0), draw.uniform(3.0, 15.0))),
+        one=one,
+        other=other if kind == "partition" else "",
+        amount=draw.random(),
+        draw=draw.random(),
+    )
 
 
 def _with_failovers(draw: random.Random, part: Round, numbers) -> Round:

@@ -1,6 +1,7 @@
 """Mutants: each breaks one rule of droppex, and the checkers must notice. To add one, add it to MUTANTS."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -11,9 +12,18 @@ import trio
 
 from droppexd.catalog import batch, catalogue, changes, simulated_group
 from droppexd.errors import CatalogError, DroppexError
-from droppexd.roles import app, app_download, pool_reconcile, pool_writer
+from droppexd.roles import (
+    app,
+    app_download,
+    catching_up,
+    followers,
+    log_shipping,
+    pool_reconcile,
+    pool_writer,
+)
 from droppexd.store.simulated import SimulatedStore
 from tests.simulation.simulator.checks.bounds import BOUNDED
+from tests.simulation.simulator.checks.copies import AGREED
 from tests.simulation.simulator.checks.losses import COUNTS
 from tests.simulation.simulator.checks.reads import LINEARIZABLE
 from tests.simulation.simulator.checks.rest import READABLE, RESTS
@@ -227,6 +237,52 @@ def _leak_budget(stack: ExitStack) -> None:
     _replace(stack, app.Lease, "release", lambda _: None)
 
 
+def _answer_unconfirmed(stack: ExitStack) -> None:
+    async def confirm(_self) -> None:
+        return
+
+    _replace(stack, log_shipping.Led, "confirm", confirm)
+
+
+def _break_promises(stack: ExitStack) -> None:
+    """A standby writes down what any master sends, of whatever term."""
+    follow = followers.FollowersGroup._follow
+
+    async def follow_anyone(self, cluster_id, term, name, address) -> bool:
+        await follow(self, cluster_id, term, name, address)
+        self._heard_from, self._heard_at = address, self._clock.now()
+        return self._led is None
+
+    _replace(stack, followers.FollowersGroup, "_follow", follow_anyone)
+
+    async def heard(self, follower, reply, round_):
+        return await listen(
+            self, follower, dataclasses.replace(reply, promised=0, term=min(reply.term, self.term)), round_
+        )
+
+    listen = log_shipping.Led._heard
+    _replace(stack, log_shipping.Led, "_heard", heard)
+
+
+def _promote_with_too_few(stack: ExitStack) -> None:
+    judged = followers.FollowersGroup._judged
+
+    def judge(self, reached, term):
+        return dataclasses.replace(judged(self, reached, term), needed=1)
+
+    _replace(stack, followers.FollowersGroup, "_judged", judge)
+
+
+def _take_over_nothing(stack: ExitStack) -> None:
+    async def gather(self, wanted):
+        position = await catching_up.position_of(self._replica)
+        question = self._question(wanted, position, adopt=True, trial=False)
+        votes = await self._ask(self._others(), question)
+        return {name: vote for name, vote in votes.items() if vote.done}
+
+    _replace(stack, followers.FollowersGroup, "_gather", gather)
+
+
 MUTANTS: dict[str, Mutant] = {
     # The rules that the design names.
     "acknowledge-before-flush": Mutant(
@@ -295,6 +351,26 @@ MUTANTS: dict[str, Mutant] = {
         breaks="a master that is cut off from the store goes on answering reads from memory",
         caught_by=(LINEARIZABLE,),
         patch=_serve_past_the_mandate,
+    ),
+    "answer-unconfirmed": Mutant(
+        breaks="a master with followers answers before any of them has written that down",
+        caught_by=(LINEARIZABLE, RECORDED, AGREED, STAYS_DEAD, PLACED, DROPPED),
+        patch=_answer_unconfirmed,
+    ),
+    "break-promises": Mutant(
+        breaks="a standby goes on listening to a master of a lower term than it has promised",
+        caught_by=(AGREED, LINEARIZABLE, RECORDED, RESTS),
+        patch=_break_promises,
+    ),
+    "promote-with-too-few": Mutant(
+        breaks="a controller is promoted without the promise of enough others",
+        caught_by=(AGREED, LINEARIZABLE, RECORDED),
+        patch=_promote_with_too_few,
+    ),
+    "take-over-nothing": Mutant(
+        breaks="a controller that is promoted begins without what the others have",
+        caught_by=(AGREED, LINEARIZABLE, RECORDED),
+        patch=_take_over_nothing,
     ),
     "unchecked-conditions": Mutant(
         breaks="conditional changes are carried out whether or not the condition holds",
