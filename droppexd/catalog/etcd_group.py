@@ -6,6 +6,7 @@ that stood still past its lease, and does not know it yet, changes nothing.
 """
 
 import logging
+import math
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import trio
 
 from droppexd.background import open_background
-from droppexd.catalog.engine import Engine
+from droppexd.catalog.engine import Engine, Entry
 from droppexd.catalog.etcd import (
     KEEP_REVISIONS,
     TXN_S,
@@ -26,7 +27,7 @@ from droppexd.catalog.etcd import (
     range_of,
 )
 from droppexd.catalog.etcd_client import EtcdClient, Json, decode, encode, open_etcd_client
-from droppexd.catalog.group import Health, Mandate, Undivided, Unrestricted
+from droppexd.catalog.group import Health, Mandate, Stale, Undivided, Unrestricted
 from droppexd.errors import CatalogError, IdentityError
 from droppexd.runtime import Runtime
 
@@ -68,6 +69,11 @@ class _Leased(Undivided):
         self._lease_s = lease_s
         self._over = trio.Event()
 
+    @property
+    def renewed_at(self) -> float:
+        """When the lease was renewed last."""
+        return self._until - self._lease_s
+
     async def lost(self) -> None:
         """Return when the lease may be over."""
         await self._over.wait()
@@ -99,6 +105,40 @@ class _Leased(Undivided):
             await self._client.ask("/v3/lease/revoke", {"ID": self._lease}, timeout_s=_RESIGN_S)
 
 
+class _OneMember:
+    """Reads of one member of etcd, which may lag behind the others."""
+
+    def __init__(
+        self, client: EtcdClient, keys: EtcdKeys, runtime: Runtime, revision: int, current_at: float
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._runtime = runtime
+        self._revision = revision
+        self._current_at = current_at
+        self._behind = False
+
+    async def range(self, start: bytes, end: bytes, limit: int) -> list[Entry]:
+        """Return at most `limit` entries with start <= key < end, in order."""
+        stem = self._keys.catalogue
+        question = {
+            "key": encode(stem + start),
+            "range_end": encode(stem + end),
+            "limit": str(limit),
+            "serializable": True,
+        }
+        answer = await self._client.ask("/v3/kv/range", question, timeout_s=_ASK_S)
+        self._behind |= int(answer["header"]["revision"]) < self._revision
+        return [
+            Entry(decode(kv["key"])[len(stem) :], decode(kv.get("value", "")), int(kv["mod_revision"]))
+            for kv in answer.get("kvs", ())
+        ]
+
+    def age_s(self) -> float:
+        """Return how old what was read is at most, in seconds; infinite when nobody knows."""
+        return math.inf if self._behind else self._runtime.clock.now() - self._current_at
+
+
 class EtcdGroup(Unrestricted):
     """The controllers on one etcd, as one of them sees them; made by `open_etcd_group`."""
 
@@ -111,6 +151,8 @@ class EtcdGroup(Unrestricted):
         self._runtime = runtime
         self._keys = EtcdKeys(settings.prefix)
         self._revision = 0
+        self._current_at = -math.inf
+        """When etcd said last what it is at."""
         self._engine: EtcdEngine | None = None
         self._failure = ""
         self._warnings: tuple[str, ...] = ()
@@ -159,6 +201,7 @@ class EtcdGroup(Unrestricted):
                     await engine.close()
         finally:
             self._revision, self._engine, self.master = engine.revision, None, ""
+            self._current_at = leased.renewed_at
             await leased.resign()
 
     async def _win(self, address: str) -> tuple[_Leased, EtcdEngine]:
@@ -255,6 +298,11 @@ class EtcdGroup(Unrestricted):
 
     def _note(self, answer: Json) -> None:
         self._revision = int(answer["header"]["revision"])
+        self._current_at = self._runtime.clock.now()
+
+    def stale(self) -> Stale:
+        """Return what one member of etcd knows, whether or not it hears from the others."""
+        return _OneMember(self._client, self._keys, self._runtime, self._revision, self._current_at)
 
     # -- health --------------------------------------------------------------------------------
 

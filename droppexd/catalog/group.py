@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from droppexd.catalog.engine import Engine
+from droppexd.catalog.engine import Engine, Entry
 
 
 class Health(NamedTuple):
@@ -21,6 +21,22 @@ class Health(NamedTuple):
     """Why it takes no writes now."""
     warnings: tuple[str, ...] = ()
     """What will stop it from taking writes unless something is done."""
+
+
+class Ranges(Protocol):
+    """What reads keys in order."""
+
+    async def range(self, start: bytes, end: bytes, limit: int) -> list[Entry]:
+        """Return at most `limit` entries with start <= key < end, in order."""
+        ...
+
+
+class Stale(Ranges, Protocol):
+    """A view of the catalogue that may be old, for when there is no other."""
+
+    def age_s(self) -> float:
+        """Return how old what was read is at most, in seconds; infinite when nobody knows."""
+        ...
 
 
 class Mandate(Protocol):
@@ -96,6 +112,10 @@ class Group(Protocol):
         """What this controller was called before, as far as that matters."""
         ...
 
+    def stale(self) -> Stale | None:
+        """Return what this controller knows of the catalogue, for one answer; None when it knows nothing."""
+        ...
+
     def admits(self, name: str, address: str) -> bool:
         """Return whether a controller that joins may be a member now; it asks again otherwise."""
         ...
@@ -130,6 +150,10 @@ class Unrestricted:
     """What a group does in which controllers come and go as they like."""
 
     former_names: frozenset[str] = frozenset()
+
+    def stale(self) -> Stale | None:
+        """Return None: it is the engine that knows."""
+        return None
 
     def admits(self, _name: str, _address: str) -> bool:
         """Return True."""

@@ -7,6 +7,7 @@ import trio
 
 from droppexd.catalog.engine import Engine, Entry
 from droppexd.catalog.glob import Glob
+from droppexd.catalog.group import Ranges
 from droppexd.catalog.keys import NAMES, end_of
 from droppexd.catalog.records import file_entry
 from droppexd.model import FileEntry
@@ -53,7 +54,7 @@ def _start_key(prefix: str, after: str, *, recursive: bool) -> bytes:
     return max(start, following)
 
 
-async def list_names(engine: Engine, prefix: str, after: str, limit: int, *, recursive: bool) -> Page:
+async def list_names(engine: Ranges, prefix: str, after: str, limit: int, *, recursive: bool) -> Page:
     """Return a page of the names that start with `prefix`, after `after`.
 
     Without `recursive`, names with a slash behind the prefix are folded into one entry a folder, and the

@@ -215,6 +215,12 @@ def ls(
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="All names, not only folders.")
     ] = False,
+    stale_ok: Annotated[
+        bool,
+        typer.Option(
+            "--stale-ok", help="Without a master, list what another controller knows, and how old it is."
+        ),
+    ] = False,
     exact: BytesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -223,7 +229,7 @@ def ls(
 
     from droppexd.cli.client_names import ListOptions, list_names
 
-    options = ListOptions(long, recursive, exact)
+    options = ListOptions(long, recursive, exact, stale_ok)
     command.finish(lambda session: list_names(session, prefixes or [], options))
 
 

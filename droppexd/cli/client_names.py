@@ -20,6 +20,7 @@ from droppexd.cli.render import (
     status_document,
     status_lines,
 )
+from droppexd.client import OnStale
 from droppexd.errors import NotFound
 from droppexd.model import DEFAULT_FOLDER, FileEntry, normal_name
 from droppexd.wire.messages import ABSENT, ANYTHING
@@ -31,6 +32,7 @@ class ListOptions(NamedTuple):
     long: bool = False
     recursive: bool = False
     exact: bool = False
+    stale_ok: bool = False
 
 
 # -- listings --------------------------------------------------------------------------------------
@@ -41,28 +43,40 @@ async def list_names(session: Session, prefixes: Sequence[str], options: ListOpt
     code = ExitCode.OK
     with Items(session.output) as items:
         for prefix in prefixes or [""]:
-            count = await _print_entries(
-                session, _entries(session, prefix, options.recursive), items, options
-            )
+            count = await _print_entries(session, _entries(session, prefix, options), items, options)
             if count == 0 and prefix:
                 session.output.error(NotFound(f"no name begins with {prefix!r}"))
                 code = ExitCode.NOT_FOUND
     return code
 
 
-async def _entries(session: Session, prefix: str, recursive: bool) -> AsyncIterator[FileEntry]:
+async def _entries(session: Session, prefix: str, options: ListOptions) -> AsyncIterator[FileEntry]:
     """Yield what begins with `prefix`; a word without a slash may also be a name in the default folder."""
     found = False
-    async with aclosing(session.client.list(prefix, recursive=recursive)) as entries:
+    recursive, on_stale = options.recursive, _stale_note(session) if options.stale_ok else None
+    async with aclosing(session.client.list(prefix, recursive=recursive, on_stale=on_stale)) as entries:
         async for entry in entries:
             found = True
             yield entry
     if prefix and not found and "/" not in prefix:
         async with aclosing(
-            session.client.list(f"{DEFAULT_FOLDER}/{prefix}", recursive=recursive)
+            session.client.list(f"{DEFAULT_FOLDER}/{prefix}", recursive=recursive, on_stale=on_stale)
         ) as entries:
             async for entry in entries:
                 yield entry
+
+
+def _stale_note(session: Session) -> OnStale:
+    """Return what tells, once for each controller, that an answer may be old."""
+    told: set[str] = set()
+
+    def note(controller: str, age_s: float | None) -> None:
+        if controller not in told:
+            told.add(controller)
+            age = "of unknown age" if age_s is None else f"{age_s:.0f} s old"
+            session.output.note(f"no master answers: this is what {printable(controller)} knows, {age}")
+
+    return note
 
 
 async def find_names(session: Session, pattern: str, options: ListOptions) -> int:

@@ -5,8 +5,8 @@ async with open_client("tcp://127.0.0.1:7701", transport, runtime) as client:
     content = await client.get_bytes("folder/name")
 """
 
-from droppexd.client.client import Client, open_client
+from droppexd.client.client import Client, OnStale, open_client
 from droppexd.client.download import Download
 from droppexd.client.orphans import OrphanListing, OrphanState, OrphanVersion
 
-__all__ = ["Client", "Download", "OrphanListing", "OrphanState", "OrphanVersion", "open_client"]
+__all__ = ["Client", "Download", "OnStale", "OrphanListing", "OrphanState", "OrphanVersion", "open_client"]

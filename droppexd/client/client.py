@@ -1,7 +1,7 @@
 """The client itself: one app, and everything that it can be asked."""
 
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import BinaryIO
@@ -67,6 +67,10 @@ ANSWER_S = 45.0
 """Longer than an app looks for a master."""
 
 _CHECK_S = 3000.0
+
+OnStale = Callable[[str, float | None], None]
+"""Is told which controller a page is from that may be old, and how many seconds at most, if that is known."""
+
 _PROMOTE_S = 330.0
 """The app gives a controller that is promoted a little less."""
 """Some gigabytes are read for one answer, from disks that may be busy. An app that goes away is noticed."""
@@ -203,10 +207,16 @@ class Client:
             await download.write_to(target, progress)
             return download
 
-    async def list(self, prefix: str = "", *, recursive: bool = False) -> AsyncGenerator[FileEntry, None]:
-        """Yield the names that start with `prefix`, in order, sub-folders folded unless `recursive`."""
-        request = List(prefix=normal_prefix(prefix), recursive=recursive)
-        async with aclosing(self._pages(request)) as entries:
+    async def list(
+        self, prefix: str = "", *, recursive: bool = False, on_stale: OnStale | None = None
+    ) -> AsyncGenerator[FileEntry, None]:
+        """Yield the names that start with `prefix`, in order, sub-folders folded unless `recursive`.
+
+        With `on_stale` they may be those that another controller knows while there is no master; it is told
+        of each page for which that is so.
+        """
+        request = List(prefix=normal_prefix(prefix), recursive=recursive, stale_ok=on_stale is not None)
+        async with aclosing(self._pages(request, on_stale)) as entries:
             async for entry in entries:
                 yield entry
 
@@ -220,9 +230,13 @@ class Client:
             async for entry in entries:
                 yield entry
 
-    async def _pages(self, request: List | Find) -> AsyncGenerator[FileEntry, None]:
+    async def _pages(
+        self, request: List | Find, on_stale: OnStale | None = None
+    ) -> AsyncGenerator[FileEntry, None]:
         while True:
             page: Listed = await self._ask(request)
+            if page.told_by and on_stale is not None:
+                on_stale(page.told_by, None if page.age_ms is None else page.age_ms / 1000)
             for entry in page.entries:
                 yield entry
             if not page.next:

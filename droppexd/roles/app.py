@@ -464,8 +464,11 @@ class _App:
         return answer
 
     async def list_names(self, call: Call, request: List, body: Sequence[Frame]) -> Answer:
-        """List names."""
-        return await self.pass_on(call, replace(request, prefix=normal_prefix(request.prefix)), body)
+        """List names; where there is no master, as another controller knows them, if that is wanted."""
+        question = replace(request, prefix=normal_prefix(request.prefix), stale_ok=False)
+        if not request.stale_ok:
+            return await self.pass_on(call, question, body)
+        return await self._controllers.list_names(question)
 
     async def describe(self, call: Call, request: Describe, body: Sequence[Frame]) -> Answer:
         """Describe one file."""

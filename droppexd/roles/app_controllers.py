@@ -1,11 +1,13 @@
 """What an app tells of the controllers: as the master sees them, or as they are while there is no master."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from droppexd.errors import CatalogError, NotMaster, PeerError
 from droppexd.roles.controllers import describe_controllers, unreachable
 from droppexd.roles.master import MasterLink
 from droppexd.wire.group_messages import ControllersListed, ListControllers
+from droppexd.wire.messages import List, Listed
 from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Connections
 from droppexd.wire.transport import Frame
@@ -30,6 +32,22 @@ class ControllerList:
         except (PeerError, NotMaster, CatalogError):
             return await self._ask_each()
         return answer
+
+    async def list_names(self, request: List) -> Listed:
+        """Ask the master; when none answers, any controller for what it knows."""
+        try:
+            return await self._master.call(request, timeout_s=_MASTER_S)
+        except (PeerError, NotMaster, CatalogError) as error:
+            failure = error
+        for address in self._master.known:
+            try:
+                listed, _ = await self._connections.call(
+                    address, replace(request, stale_ok=True), timeout_s=_MASTER_S
+                )
+            except (PeerError, NotMaster, CatalogError):
+                continue
+            return listed
+        raise failure
 
     async def promote(self, _call: Call, request: Promote, _body: Sequence[Frame]) -> Answer:
         """Pass it on to the controller that is to become the master."""

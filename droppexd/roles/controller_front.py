@@ -5,13 +5,15 @@ is known. Pools, apps and clients of theirs go there by themselves.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from droppexd.catalog.group import Group, Mandate
+from droppexd.catalog.group import Group, Mandate, Stale
+from droppexd.catalog.listing import list_names
 from droppexd.errors import CatalogError, DroppexError, IdentityError, LocalProtocolError, NotMaster
-from droppexd.model import ControllerInfo, ControllerRole, Role
+from droppexd.model import ControllerInfo, ControllerRole, Role, normal_prefix
 from droppexd.wire.group_messages import (
     ControllerState,
     DescribeController,
@@ -19,7 +21,7 @@ from droppexd.wire.group_messages import (
     GroupDescribed,
     TellMaster,
 )
-from droppexd.wire.messages import Done, Ping, Pong, Request
+from droppexd.wire.messages import Done, List, Listed, Ping, Pong, Request
 from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
 from droppexd.wire.transport import Frame
 
@@ -121,6 +123,26 @@ class Front:
 
         The answer, a refusal as well, leaves when it is known to hold whoever is the master next.
         """
+        try:
+            return await self._answered(call, request, body)
+        except NotMaster:
+            if not isinstance(request, List) or not request.stale_ok:
+                raise
+            stale = self._group.stale()
+            if stale is None:
+                raise
+            return await self._list_stale(request, stale)
+
+    async def _list_stale(self, request: List, stale: Stale) -> Answer:
+        prefix = normal_prefix(request.prefix)
+        entries, following = await list_names(
+            stale, prefix, request.after, request.limit, recursive=request.recursive
+        )
+        age_s = stale.age_s()
+        age_ms = None if math.isinf(age_s) else int(age_s * 1000)
+        return Listed(entries=entries, next=following, told_by=self._name, age_ms=age_ms)
+
+    async def _answered(self, call: Call, request: Request[Any], body: Body) -> Answer:
         mastership = self._mastership
         if mastership is None:
             raise self._not_master()

@@ -13,6 +13,7 @@ when another was promoted, there would be one among them.
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ from typing import Any
 import trio
 
 from droppexd.background import open_background
-from droppexd.catalog.group import Health, Mandate
+from droppexd.catalog.engine import Entry
+from droppexd.catalog.group import Health, Mandate, Stale
 from droppexd.catalog.keys import SYNC
 from droppexd.catalog.lost_operations import KeepLost
 from droppexd.catalog.promises import MOST_LED, MOST_NAMES, Promise, Promises
@@ -32,7 +34,7 @@ from droppexd.errors import CatalogError, Conflict, DroppexError, IdentityError
 from droppexd.roles.catching_up import Catching, Source, cluster_of, position_of
 from droppexd.roles.log_shipping import Led, Members, joined, read_members
 from droppexd.roles.master import Find
-from droppexd.runtime import Runtime
+from droppexd.runtime import Clock, Runtime
 from droppexd.wire.group_messages import DescribeGroup
 from droppexd.wire.messages import Request
 from droppexd.wire.replication_messages import (
@@ -135,6 +137,8 @@ class FollowersGroup:
         """Held by whoever writes to the replica as a standby."""
         self._heard_from = ""
         self._heard_at = -HEARD_S
+        self._level_at = -math.inf
+        """When the master sent all that it had, or a part of it."""
         self._promotion: _Promotion | None = None
         self._wake = trio.Event()
         self._overtaken: dict[str, int] = {}
@@ -230,6 +234,15 @@ class FollowersGroup:
             return Health(failure=self._led.failure, warnings=tuple(self._led.troubles))
         failure = self._failure or ("" if self.master else "no master is heard from")
         return Health(failure=failure, warnings=(self._copy_failure,) if self._copy_failure else ())
+
+    def stale(self) -> Stale | None:
+        """Return what this controller's copy says."""
+        if not self._replica.revision:
+            return None
+        return _OwnCopy(self._replica, self._runtime.clock, max(self._level_at, self._confirmed_at()))
+
+    def _confirmed_at(self) -> float:
+        return self._led.confirmed_at if self._led is not None else -math.inf
 
     def admits(self, name: str, address: str) -> bool:
         """Return whether a controller that joins has copied enough to be one of those that must confirm."""
@@ -566,6 +579,7 @@ class FollowersGroup:
                 await self._replica.append(rows)
                 await self._took(rows)
             self._failure = ""
+            self._level_at = self._clock.now()
             return await self._position(done=True)
 
     async def _took(self, rows: Sequence[LogRow]) -> None:
@@ -707,6 +721,23 @@ class FollowersGroup:
         except DroppexError:
             return ""
         return described.master if self._cluster_id in (b"", described.cluster_id) else ""
+
+
+class _OwnCopy:
+    """A controller's copy of the catalogue, whoever is the master."""
+
+    def __init__(self, replica: Replica, clock: Clock, level_at: float) -> None:
+        self._replica = replica
+        self._clock = clock
+        self._level_at = level_at
+
+    async def range(self, start: bytes, end: bytes, limit: int) -> list[Entry]:
+        """Return at most `limit` entries with start <= key < end, in order."""
+        return await self._replica.range(start, end, limit)
+
+    def age_s(self) -> float:
+        """Return how old what was read is at most, in seconds; infinite when nobody knows."""
+        return self._clock.now() - self._level_at
 
 
 def _position(vote: LogPosition) -> Position:

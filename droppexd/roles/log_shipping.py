@@ -11,6 +11,7 @@ Ousterhout, "In Search of an Understandable Consensus Algorithm", USENIX ATC 201
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -172,6 +173,8 @@ class Led:
         self._news = trio.Event()
         """Something to send, or another list of members."""
         self.begun = trio.Event()
+        self.confirmed_at = -math.inf
+        """When it was confirmed last that this is the master."""
         self._over = trio.Event()
 
     # -- as a mandate --------------------------------------------------------------------------
@@ -216,6 +219,7 @@ class Led:
                 raise NotMaster(self.failure)
         if self.is_over:
             raise NotMaster("another controller may have become the master")
+        self.confirmed_at = trio.current_time()
 
     def _too_few(self) -> str:
         needed = max(map(self._needed, self._electorates))

@@ -343,19 +343,25 @@ class Listed(Reply):
 
     entries: Annotated[tuple[FileEntry, ...], Bounds(0, PAGE_LIMIT)]
     next: Annotated[str, Bounds(0, MAX_NAME_BYTES + 8)] = ""
+    told_by: Label = ""
+    """A controller that is not the master, or may not be: what it says may be old. Empty: this is current."""
+    age_ms: int | None = None
+    """How old that is at most; None when nobody knows."""
 
 
 @message(30, reply=Listed, callers=_CLIENT)
 class List(Request[Listed]):
     """List names that start with `prefix`, in order, after the name `after`.
 
-    Without `recursive`, names with a slash behind the prefix are folded into one folder entry.
+    Without `recursive`, names with a slash behind the prefix are folded into one folder entry. Where there is
+    no master, what another controller knows is the answer when it may be stale.
     """
 
     prefix: Pattern = ""
     recursive: bool = False
     after: Annotated[str, Bounds(0, MAX_NAME_BYTES + 8)] = ""
     limit: Limit = PAGE_LIMIT
+    stale_ok: bool = False
 
 
 @message(32, reply=Listed, callers=_CLIENT)

@@ -89,6 +89,9 @@ def test_a_member_of_etcd_may_die_or_stand_still_and_two_may_not(group, etcd, co
         with pytest.raises(DroppexError):
             group.get("docs/one")
         assert group.controllers().master == ""
+        listed = group.droppex("ls", "--stale-ok", "docs/")
+        assert listed.stdout.split() == ["docs/one"]
+        assert "no master answers" in listed.stderr
     finally:
         other.go_on()
     etcd.start()

@@ -236,6 +236,32 @@ async def test_a_master_without_its_standbys_tells_nothing(cluster, client):
 
 
 @story()
+async def test_without_a_master_a_list_may_be_old_and_says_how_old(cluster, client):
+    await client.put_bytes("docs/one", CONTENT)
+    await trio.sleep(3)
+    told = []
+
+    async def listed(**options):
+        return [entry.name async for entry in client.list("docs/", **options)]
+
+    assert await listed(on_stale=lambda *page: told.append(page)) == ["docs/one"]
+    assert told == []
+    await cluster.kill(FIRST)
+    await trio.sleep(20)
+    with pytest.raises(PeerError, match="no master"):
+        await listed()
+    assert await listed(on_stale=lambda *page: told.append(page)) == ["docs/one"]
+    ((name, age_s),) = told
+    assert name in (SECOND, THIRD)
+    assert 20 <= age_s < 90
+    await cluster.kill(SECOND)
+    await cluster.start_follower(SECOND)
+    await cluster.kill(THIRD)
+    assert await listed(on_stale=lambda *page: told.append(page)) == ["docs/one"]
+    assert told[-1] == (SECOND, None)
+
+
+@story()
 async def test_two_masters_by_hand_are_one_in_the_end(cluster, client):
     await client.put_bytes("docs/one", CONTENT)
     await cluster.kill(FIRST)

@@ -287,7 +287,8 @@ MUTANTS: dict[str, Mutant] = {
     # The rules that the design names.
     "acknowledge-before-flush": Mutant(
         breaks="a pool answers when a shard has arrived, and flushes it afterwards",
-        caught_by=(FLUSHED, PLACED),
+        # What is written late may also come after the verdict on it, and stay.
+        caught_by=(FLUSHED, PLACED, RESTS),
         patch=_acknowledge_before_flush,
     ),
     "drop-without-word": Mutant(
