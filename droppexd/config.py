@@ -382,6 +382,14 @@ class Config:
             metavar="N",
         ),
     ] = 1
+    catalog_journal: Annotated[
+        int,
+        Option(
+            _few_controllers,
+            "With sqlite: so many pools on other machines write down each change of a name.",
+            metavar="N",
+        ),
+    ] = 1
     catalog_endpoints: Annotated[
         tuple[str, ...],
         Option(_listed(_endpoint), "Where the members of etcd are.", metavar="URL", repeatable=True),

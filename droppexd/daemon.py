@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from droppexd.catalog.membership import Membership
     from droppexd.finding import Bucket, Finder
     from droppexd.roles.controller_peers import Publish
+    from droppexd.roles.pool_journal import JournalFolder
+    from droppexd.roles.rebuilding import Rebuilt
     from droppexd.wire.keys import TransportKeys
     from droppexd.wire.messages import Request
     from droppexd.wire.rpc import Handler, Terms
@@ -39,6 +41,9 @@ log = logging.getLogger("droppex.daemon")
 
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
+
+JOURNAL_FOLDER = "journal"
+"""Its name in a pool's folder."""
 
 SHUTDOWN_S = 10.0
 """From the signal to the end of the process. A role's requests get less than that to finish."""
@@ -271,6 +276,7 @@ class _Process:
                 settings=ControllerSettings(
                     name=config.name,
                     advertise=config.controller_advertise,
+                    machine=config.machine,
                     heartbeat_s=config.controller_heartbeat,
                     down_after_s=config.controller_down_after,
                     replace_after_s=config.controller_replace_after,
@@ -362,6 +368,7 @@ class _Process:
                 sync=config.catalog_sync,
                 cluster_id=membership.cluster_id if membership else b"",
                 controllers=config.master or (membership.controllers if membership else ()),
+                journal=config.catalog_journal,
             )
             group = FollowersGroup(
                 engine,
@@ -397,6 +404,7 @@ class _Process:
                 controllers=self._controllers,
                 runtime=self._runtime,
                 find=self._finder().find,
+                journal=_journal_folder(folder, self._runtime),
                 settings=PoolSettings(
                     name=config.name,
                     machine=config.machine,
@@ -435,6 +443,37 @@ class _Process:
             ),
             task_status=started,
         )
+
+
+async def rebuild_catalogue(path: Path, addresses: tuple[str, ...], config: Config | None) -> "Rebuilt":
+    """Make a catalogue anew from the journals of pools, with the keys of a controller where there are any.
+
+    Raise what `roles.rebuilding.rebuild` raises.
+    """
+    from droppexd.roles.rebuilding import rebuild
+    from droppexd.wire.zeromq import open_zeromq_transport
+
+    keys = _load_keys(config) if config is not None else {}
+    async with open_zeromq_transport(keys=keys.get(Role.CONTROLLER)) as transport:
+        return await rebuild(path, addresses, transport, system_runtime())
+
+
+def _journal_folder(pool: Path, runtime: Runtime) -> "JournalFolder":
+    """Return where a pool keeps the catalogue's log, in a folder of its own below its data."""
+    from droppexd.catalog.lost_operations import LostFiles
+    from droppexd.catalog.promises import FilePromises, Promises
+    from droppexd.catalog.replica import Replica
+    from droppexd.catalog.sqlite import CATALOGUE_FILE, open_sqlite_engine
+    from droppexd.roles.pool_journal import JournalFolder
+
+    folder = pool / JOURNAL_FOLDER
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[Replica, Promises]]:
+        async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
+            yield engine, FilePromises(folder, runtime.run_blocking)
+
+    return JournalFolder(opened, (folder / CATALOGUE_FILE).exists(), LostFiles(folder, runtime.run_blocking))
 
 
 @asynccontextmanager

@@ -41,3 +41,22 @@ def make_folder(folder: Path) -> None:
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
         flush_folder(new.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file so that there is the old one or the new one, whole, after a power cut at any moment.
+
+    Blocking. Raise OSError.
+    """
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        written = 0
+        while written < len(content):
+            written += os.pwrite(descriptor, content[written:], written)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.replace(path)
+    flush_folder(path.parent)

@@ -5,7 +5,7 @@ engine whose writes fail once another controller has the mandate. The group does
 catalogue's term is; the master begins one when it opens the catalogue (`catalogue.py`).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, Protocol
 
@@ -57,11 +57,16 @@ class Mandate(Protocol):
         """Whether `confirm` has nothing to wait for."""
         ...
 
-    async def confirm(self) -> None:
+    async def confirm(self, *, changed: bool) -> None:
         """Return once all that the engine has told may be passed on: no other master can contradict it.
 
-        Raise NotMaster when that cannot be had.
+        With `changed` it outlasts the loss of this controller's disk as well, where journals are kept. Raise
+        NotMaster when that cannot be had.
         """
+        ...
+
+    def keep_journals(self, pools: Mapping[str, str], most: int) -> None:
+        """Hear which pools, by name with their addresses, are to keep the log; were all up, `most` would."""
         ...
 
     async def lost(self) -> None:
@@ -142,8 +147,11 @@ class Undivided:
     above_term = 0
     immediate = True
 
-    async def confirm(self) -> None:
+    async def confirm(self, *, changed: bool) -> None:
         """Return at once."""
+
+    def keep_journals(self, _pools: Mapping[str, str], _most: int) -> None:
+        """Do nothing."""
 
 
 class Unrestricted:

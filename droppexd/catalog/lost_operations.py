@@ -4,7 +4,6 @@ Nothing of it was acknowledged under `catalog.sync`; without, it may have been.
 """
 
 import json
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from droppexd.catalog.keys import EXTENTS, NAMES, VERSIONS
 from droppexd.catalog.records import unpack_extent, unpack_name, unpack_version
 from droppexd.catalog.replica import LogRow, unpack_operations
 from droppexd.errors import CatalogError, DroppexError
-from droppexd.folders import flush_folder
+from droppexd.folders import replace_file
 from droppexd.model import ExtentId, VersionId
 from droppexd.runtime import RunBlocking
 
@@ -36,15 +35,9 @@ class LostFiles:
 
 def _write(folder: Path, term: int, rows: Sequence[LogRow]) -> Path:
     path = folder / f"lost-operations-term-{term}-revision-{rows[0].revision}.jsonl"
-    new = path.with_name(f"{path.name}.new")
+    lines = [json.dumps(told(row)) + "\n" for row in rows]
     try:
-        with new.open("w") as file:
-            for row in rows:
-                file.write(json.dumps(told(row)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        flush_folder(folder)
+        replace_file(path, "".join(lines).encode())
     except OSError as error:
         raise CatalogError(f"{path} cannot be written: {error.strerror}") from error
     return path

@@ -5,12 +5,11 @@ cluster of its own.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from droppexd.errors import CatalogError
-from droppexd.folders import flush_folder
+from droppexd.folders import replace_file
 
 MEMBERSHIP_FILE = "cluster.json"
 """Its name in a controller's folder."""
@@ -80,13 +79,7 @@ def write_membership(folder: Path, membership: Membership) -> None:
         "prefix": membership.prefix,
         "controllers": list(membership.controllers),
     }
-    new = path.with_name(f"{path.name}.new")
     try:
-        with new.open("w") as file:
-            file.write(json.dumps(fields, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        flush_folder(folder)
+        replace_file(path, (json.dumps(fields, indent=2) + "\n").encode())
     except OSError as error:
         raise CatalogError(f"{path} cannot be written: {error.strerror}") from error

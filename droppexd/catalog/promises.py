@@ -5,12 +5,11 @@ and for people too.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from droppexd.errors import CatalogError
-from droppexd.folders import flush_folder
+from droppexd.folders import replace_file
 from droppexd.runtime import RunBlocking
 
 PROMISE_FILE = "promise.json"
@@ -114,14 +113,8 @@ def _parsed(text: bytes) -> Promise:
 
 
 def _write(path: Path, promise: Promise) -> None:
-    new = path.with_name(f"{path.name}.new")
     fields = {"format": _FORMAT, **promise._asdict()}
     try:
-        with new.open("w") as file:
-            file.write(json.dumps(fields) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        flush_folder(path.parent)
+        replace_file(path, (json.dumps(fields) + "\n").encode())
     except OSError as error:
         raise CatalogError(f"{path} cannot be written: {error.strerror}") from error

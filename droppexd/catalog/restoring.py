@@ -105,14 +105,14 @@ async def restore(path: Path, backup: Path, runtime: Runtime, *, force: bool, pr
         stack.callback(os.close, take_lock(path))
         finish_replacement(path)
         _require_other(backup, path)
-        if not force and _is_begun(path):
+        if not force and is_begun(path):
             raise Conflict(
                 f"there is a catalogue already, {path}; with --force it is kept beside it under another name"
             )
         written_ms = _checked(backup, progress)
         prepared = path.with_name(f"{path.name}.preparing")
-        _remove(prepared)
-        stack.callback(_remove, prepared)
+        remove_prepared(prepared)
+        stack.callback(remove_prepared, prepared)
         above_term = max(_term(path), *map(_term, former_catalogues(path)), 0)
         await _prepare(backup, prepared, runtime, written_ms, above_term)
         commit_replacement(prepared, path)
@@ -126,7 +126,7 @@ def _require_other(backup: Path, path: Path) -> None:
         raise CatalogError(f"{backup} is the catalogue itself")
 
 
-def _is_begun(path: Path) -> bool:
+def is_begun(path: Path) -> bool:
     """Return whether there is anything in the place of the catalogue that somebody may want to keep."""
     beside = (path, path.with_name(f"{path.name}-wal"))
     return any(file.exists() and file.stat().st_size for file in beside)
@@ -167,6 +167,7 @@ async def _prepare(backup: Path, prepared: Path, runtime: Runtime, written_ms: i
         os.fsync(file.fileno())  # The copied pages: SQLite has flushed those of the new history alone.
 
 
-def _remove(prepared: Path) -> None:
+def remove_prepared(prepared: Path) -> None:
+    """Remove what is left of a catalogue that was being prepared, if anything is."""
     for suffix in ("", "-wal", "-shm", ".lock"):
         prepared.with_name(prepared.name + suffix).unlink(missing_ok=True)

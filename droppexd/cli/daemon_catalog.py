@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from droppexd.catalog.copies import Facts
     from droppexd.catalog.restoring import Restored
     from droppexd.cli.render import Document, Output
+    from droppexd.config import Config
+    from droppexd.roles.rebuilding import Rebuilt
 
 catalog_app = typer.Typer(
     help="Back up, restore and check the catalogue of a controller.",
@@ -63,22 +65,32 @@ def _finish(command: Callable[[], int]) -> None:
 def _catalogue(data: Path | None, config: Path | None) -> Path:
     """Return where the catalogue is. Raise ConfigError when neither option says so."""
     from droppexd.catalog.sqlite import CATALOGUE_FILE
-    from droppexd.config import Config
     from droppexd.errors import ConfigError
     from droppexd.model import Role
 
     if data is not None:
         return data / CATALOGUE_FILE
-    if config is None:
+    loaded = _loaded(config)
+    if loaded is None:
         raise ConfigError(["name the controller's folder with --data DIR, or its --config FILE"])
-    try:
-        loaded = Config.load({}, os.environ, config)
-    except ConfigError:
-        # The file of a daemon that is told its roles by options; if it is wrong otherwise, this says so.
-        loaded = Config.load({"roles": [Role.CONTROLLER.value]}, os.environ, config)
     if not loaded.controller_data:
         raise ConfigError([f"{config} is not the file of a controller: name its folder with --data DIR"])
     return loaded.folder(Role.CONTROLLER) / CATALOGUE_FILE
+
+
+def _loaded(config: Path | None) -> "Config | None":
+    """Return what a configuration file says, where one is named. Raise ConfigError."""
+    from droppexd.config import Config
+    from droppexd.errors import ConfigError
+    from droppexd.model import Role
+
+    if config is None:
+        return None
+    try:
+        return Config.load({}, os.environ, config)
+    except ConfigError:
+        # The file of a daemon that is told its roles by options; if it is wrong otherwise, this says so.
+        return Config.load({"roles": [Role.CONTROLLER.value]}, os.environ, config)
 
 
 # -- backup ----------------------------------------------------------------------------------------
@@ -211,6 +223,77 @@ def restore(
         return ExitCode.OK
 
     _finish(command)
+
+
+# -- rebuild ---------------------------------------------------------------------------------------
+
+
+@catalog_app.command()
+def rebuild(
+    from_pools: Annotated[
+        list[str],
+        typer.Option("--from-pools", metavar="ADDRESS", help="Where a pool is. Name all that you know."),
+    ],
+    data: DataOption = None,
+    config: ConfigOption = None,
+    exact: ExactOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a lost catalogue anew from the journals that pools keep. No controller runs, and the pools do.
+
+    The folder of the catalogue must be empty. Of the pools named, and all that they know of, the journal that
+    goes furthest is taken: it has all that was acknowledged. What no journal knows stays on the pools; start
+    the controller, and see `droppex orphans`.
+    """
+
+    def command() -> int:
+        import trio
+
+        from droppexd.cli.progress import progress_gauge
+        from droppexd.cli.render import Output
+        from droppexd.daemon import rebuild_catalogue
+
+        output = Output(quiet=quiet, as_json=as_json)
+        path = _catalogue(data, config)
+        with progress_gauge(output, "rebuilding the catalogue"):
+            rebuilt = trio.run(rebuild_catalogue, path, tuple(from_pools), _loaded(config))
+        if as_json:
+            output.document(
+                {
+                    "catalogue": str(path),
+                    "journal": rebuilt.journal or None,
+                    "pools": rebuilt.asked,
+                    "silent": list(rebuilt.silent),
+                    **facts_document(rebuilt.facts),
+                }
+            )
+        else:
+            for line in rebuilt_lines(rebuilt, path, exact=exact):
+                output.say(line)
+        output.flush()
+        return ExitCode.OK
+
+    _finish(command)
+
+
+def rebuilt_lines(rebuilt: "Rebuilt", path: Path, *, exact: bool) -> list[str]:
+    """Return what a rebuild came to, for people."""
+    where = printable(str(path))
+    if rebuilt.journal:
+        facts = facts_text(rebuilt.facts, exact=exact)
+        lines = [f"{where}: rebuilt from the journal of the pool at {rebuilt.journal}, {facts}"]
+    else:
+        lines = [f"{where}: begun anew: no pool has a journal, so that only shards tell of files"]
+    lines += [
+        f"the pool {printable(name)} did not answer: what it alone may know of is not in there"
+        for name in rebuilt.silent
+    ]
+    return [
+        *lines,
+        "start the controller; what it does not know of is then shown by `droppex orphans`, and",
+        "`droppex orphans adopt --all` puts it into the folder lost+found, marked uncertain",
+    ]
 
 
 # -- copy ------------------------------------------------------------------------------------------

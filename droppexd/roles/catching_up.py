@@ -50,7 +50,7 @@ class Source:
 
     async def read_log(self, _call: Call, request: ReadLog, _body: Body) -> Answer:
         """Return what follows a revision. Raise IdentityError for another cluster's controller."""
-        await self._require_same(request.cluster_id)
+        own = await self._require_same(request.cluster_id)
         history = await read_history(self._replica)
         newest = self._replica.revision
         known = request.after <= newest
@@ -62,8 +62,8 @@ class Source:
             except CatalogError:
                 known = False
         if not known:
-            return LogPage(term=history.term, revision=newest, diverged=True)
-        return LogPage(term=history.term, revision=newest), cut(pack_rows(rows))
+            return LogPage(term=history.term, revision=newest, diverged=True, cluster_id=own)
+        return LogPage(term=history.term, revision=newest, cluster_id=own), cut(pack_rows(rows))
 
     async def read_entries(self, _call: Call, request: ReadEntries, _body: Body) -> Answer:
         """Return entries from a key on. Raise IdentityError for another cluster's controller."""
@@ -78,10 +78,11 @@ class Source:
         last = some == len(found) < _ENTRIES
         return EntriesPage(term=history.term, revision=newest, last=last), cut(pack_entries(found[:some]))
 
-    async def _require_same(self, cluster_id: bytes) -> None:
+    async def _require_same(self, cluster_id: bytes) -> bytes:
         own = await cluster_of(self._replica)
         if cluster_id and own and cluster_id != own:
-            raise IdentityError("this controller belongs to another cluster")
+            raise IdentityError("this copy of a catalogue is of another cluster")
+        return own
 
 
 class Catching:

@@ -31,6 +31,7 @@ from droppexd.errors import (
 from droppexd.model import MAX_CONTROLLERS, ClusterStatus, OperationId, normal_name, normal_prefix
 from droppexd.roles.controller_care import Care
 from droppexd.roles.controller_front import Front, Mastership
+from droppexd.roles.controller_journals import JournalPools
 from droppexd.roles.controller_orphans import OrphanRulings
 from droppexd.roles.controller_peers import Peers, Publish
 from droppexd.roles.controller_pools import PoolTable
@@ -149,6 +150,8 @@ class ControllerSettings:
     name: str
     advertise: str = ""
     """The address that others are told; empty: the one that was bound."""
+    machine: str = ""
+    """What is lost together with this controller: pools on it keep no journal."""
     heartbeat_s: float = 2.0
     down_after_s: float = 10.0
     replace_after_s: float = 600.0
@@ -171,8 +174,11 @@ class _Controller:
         runtime: Runtime,
         settings: ControllerSettings,
         group: Group,
+        mandate: Mandate,
         publish: Publish | None = None,
     ) -> None:
+        self._mandate = mandate
+        self._journals = JournalPools(settings.machine)
         self._catalogue = catalogue
         self._front = front
         self._terms = terms
@@ -211,10 +217,10 @@ class _Controller:
             if not session.closed
         }
 
-    def mastership(self, mandate: Mandate) -> Mastership:
+    def mastership(self) -> Mastership:
         """Return the handlers by kind of request."""
         return Mastership(
-            mandate=mandate,
+            mandate=self._mandate,
             cluster_id=self._catalogue.cluster_id,
             term=self._catalogue.term,
             handlers={
@@ -470,8 +476,10 @@ class _Controller:
     # -- housekeeping --------------------------------------------------------------------------
 
     async def watch_pools(self) -> None:
-        """Mark silent pools down, for ever."""
+        """Mark silent pools down, and choose those that keep the journal, for ever."""
         while True:
+            pools = self._pools.infos()
+            self._mandate.keep_journals(self._journals.choose(pools), self._journals.most(pools))
             await trio.sleep(self._settings.heartbeat_s / 2)
             for record in self._pools.expire(self._clock.now()):
                 log.warning(
@@ -666,6 +674,7 @@ class _OneOfGroup:
                 self._runtime,
                 settings,
                 self._group,
+                mandate,
                 self._publish,
             )
             try:
@@ -676,7 +685,7 @@ class _OneOfGroup:
                     nursery.start_soon(controller.care.record_losses)
                     nursery.start_soon(controller.restore.run)
                     nursery.start_soon(controller.care.repair.run)
-                    self.front.leads(controller.mastership(mandate))
+                    self.front.leads(controller.mastership())
                     nursery.start_soon(controller.peers.run)
                     log.info("master of term %d at %s", catalogue.term, self.front.address)
                     self._started.set()

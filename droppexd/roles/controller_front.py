@@ -21,7 +21,18 @@ from droppexd.wire.group_messages import (
     GroupDescribed,
     TellMaster,
 )
-from droppexd.wire.messages import Done, List, Listed, Ping, Pong, Request
+from droppexd.wire.messages import (
+    Adopt,
+    Commit,
+    Done,
+    List,
+    Listed,
+    Ping,
+    Pong,
+    Remove,
+    Rename,
+    Request,
+)
 from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
 from droppexd.wire.transport import Frame
 
@@ -31,6 +42,9 @@ _CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER))
 """A client talks to apps: an app makes the operation ids, under which outcomes are remembered."""
 
 _MAX_TEXT = 400
+
+_CHANGES = (Commit, Remove, Rename, Adopt)
+"""What changes names: what is told of these outlasts the loss of a controller's disk."""
 
 Body = Sequence[Frame]
 
@@ -153,9 +167,9 @@ class Front:
         except NotMaster:
             raise
         except DroppexError:
-            await mastership.mandate.confirm()
+            await mastership.mandate.confirm(changed=False)
             raise
-        await mastership.mandate.confirm()
+        await mastership.mandate.confirm(changed=isinstance(request, _CHANGES))
         return answer
 
     def pass_on_now(self, call: Call, request: Request[Any], body: Body, respond: Respond) -> bool:

@@ -77,6 +77,8 @@ class FollowersSettings:
     """Which cluster this controller is of; empty for the first one."""
     controllers: tuple[str, ...] = ()
     """Where other controllers may be."""
+    journal: int = 0
+    """So many pools write down what changes names, or all that can where there are fewer."""
 
 
 @dataclass(slots=True)
@@ -127,7 +129,7 @@ class FollowersGroup:
         self._terms = terms
         self._settings = settings
         self._find = find
-        self._source = Source(replica)
+        self.source = Source(replica)
         self._promise = Promise()
         self._members = Members({}, 0)
         self._cluster_id = settings.cluster_id
@@ -182,8 +184,8 @@ class FollowersGroup:
         return {
             AppendLog: self.append_log,
             CopyAnew: self.copy_anew,
-            ReadLog: self._source.read_log,
-            ReadEntries: self._source.read_entries,
+            ReadLog: self.source.read_log,
+            ReadEntries: self.source.read_entries,
             AskVote: self.vote,
             Promote: self.promote,
         }
@@ -276,6 +278,7 @@ class FollowersGroup:
             members=self._members,
             sync=self._settings.sync,
             overtaken=self._overtaken,
+            journals=self._settings.journal,
         )
         self._failure = ""
         try:
@@ -644,10 +647,11 @@ class FollowersGroup:
     async def work(self) -> None:
         """Copy the catalogue when that is wanted, and look for the master, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._copy)
+            nursery.start_soon(self.copy)
             nursery.start_soon(self._look)
 
-    async def _copy(self) -> None:
+    async def copy(self) -> None:
+        """Copy everything whenever that is wanted, for ever."""
         while True:
             await self._copy_wanted.wait()
             address = self._copy_from or ""

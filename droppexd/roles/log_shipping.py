@@ -114,6 +114,8 @@ class _Follower:
     round: int = 0
     """The last round that it has confirmed."""
     trouble: str = ""
+    journal: bool = False
+    """Whether it is a pool, which keeps the log and is no controller."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -123,6 +125,8 @@ class _Waiting:
 
     revision: int
     round: int
+    changed: bool
+    """Whether journals have to have it as well."""
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -149,6 +153,7 @@ class Led:
         members: Members,
         sync: int,
         overtaken: dict[str, int],
+        journals: int = 0,
     ) -> None:
         self.engine: Engine = _LedEngine(self, replica)
         self.above_term = term - 1
@@ -162,6 +167,10 @@ class Led:
         self._address = address
         self._sync = sync
         self._overtaken = overtaken
+        self._journals: dict[str, str] = {}
+        """The pools that keep the log, by the name that they have here."""
+        self._journals_wanted = journals
+        self._journals_needed = 0
         self._learners: dict[str, tuple[str, float]] = {}
         """Controllers that want to be members, and until when they count as wanting that."""
         self._electorates = [_Electorate(members)]
@@ -199,15 +208,16 @@ class Led:
         for waiting in self._waiting:
             waiting.done.set()
 
-    async def confirm(self) -> None:
+    async def confirm(self, *, changed: bool) -> None:
         """Return when enough followers confirm what is known here, in messages that are yet to be sent.
 
-        Raise NotMaster when they do not.
+        With `changed`, when enough journals have it, too. Raise NotMaster when they do not.
         """
-        if not self.immediate:
+        if not self.immediate or (changed and self._journals_needed):
             self._round += 1
-            waiting = _Waiting(self._replica.revision, self._round)
+            waiting = _Waiting(self._replica.revision, self._round, changed)
             self._waiting.append(waiting)
+            self._judge()
             self._tell_news()
             try:
                 with trio.move_on_after(_CONFIRM_S):
@@ -224,6 +234,12 @@ class Led:
     def _too_few(self) -> str:
         needed = max(map(self._needed, self._electorates))
         silent = sorted(f"{one.name} ({one.trouble})" for one in self._followers.values() if one.trouble)
+        if all(self._agrees(electorate, 0, 0) for electorate in self._electorates) and self._journals_needed:
+            why = ", ".join(silent) or "none on another machine is up"
+            return (
+                f"too few pools write down the journal of the master {self._name}: {why}; with `journal = 0` "
+                "in [catalog] it goes on without"
+            )
         whom = f": {', '.join(silent)}" if silent else ""
         return (
             f"the master {self._name} does not hear from the {needed} standbys that must confirm{whom}; give "
@@ -238,7 +254,11 @@ class Led:
     @property
     def troubles(self) -> list[str]:
         """What is wrong with followers, a line each, for people."""
-        return [f"the standby {one.name}: {one.trouble}" for one in self._followers.values() if one.trouble]
+        return [
+            f"the {'journal of the ' if one.journal else 'standby '}{one.name}: {one.trouble}"
+            for one in self._followers.values()
+            if one.trouble
+        ]
 
     def admits(self, name: str, address: str) -> bool:
         """Return whether a controller that joins has copied enough to be one of those that must confirm.
@@ -264,6 +284,24 @@ class Led:
             )
             for electorate in self._electorates
         )
+
+    def keep_journals(self, pools: Mapping[str, str], most: int) -> None:
+        """Send the log to these pools, by name with their addresses; with all pools up there are `most`.
+
+        Pools that are down are waited for: what they are to keep would otherwise be on one disk.
+        """
+        self._journals_needed = min(self._journals_wanted, most)
+        wanted = {f"pool {name}": address for name, address in pools.items()} if self._journals_wanted else {}
+        if wanted != self._journals:
+            self._journals = wanted
+            self._tell_news()
+            self._judge()
+
+    def _is_kept(self, revision: int) -> bool:
+        """Whether enough journals have written down this revision."""
+        followers = self._followers
+        kept = sum(name in followers and followers[name].written >= revision for name in self._journals)
+        return kept >= self._journals_needed
 
     def vouch_gone(self, name: str) -> None:
         """Take an operator's word that this controller never returns: nothing waits for it any more."""
@@ -324,9 +362,9 @@ class Led:
             del self._electorates[0]
             self._tell_news()
         for waiting in self._waiting:
-            if not waiting.done.is_set() and all(
-                self._agrees(electorate, waiting.revision, waiting.round) for electorate in self._electorates
-            ):
+            if waiting.done.is_set() or (waiting.changed and not self._is_kept(waiting.revision)):
+                continue
+            if all(self._agrees(one, waiting.revision, waiting.round) for one in self._electorates):
                 self.failure = ""
                 waiting.done.set()
 
@@ -348,6 +386,7 @@ class Led:
         now = trio.current_time()
         self._learners = {name: learner for name, learner in self._learners.items() if learner[1] > now}
         wanted = {name: address for name, (address, _) in self._learners.items()}
+        wanted |= self._journals
         for electorate in self._electorates:
             wanted |= self._others(electorate)
         for name, follower in list(self._followers.items()):
@@ -356,7 +395,7 @@ class Led:
                 del self._followers[name]
         for name, address in wanted.items():
             if name not in self._followers:
-                follower = self._followers[name] = _Follower(name, address)
+                follower = self._followers[name] = _Follower(name, address, journal=name in self._journals)
                 nursery.start_soon(self._serve, follower)
 
     async def _serve(self, follower: _Follower) -> None:
@@ -401,7 +440,7 @@ class Led:
             return None
         if reply.promised > self.term:
             follower.trouble = f"it has promised the term {reply.promised} to {reply.promised_to}"
-            if self._overtaken.get(follower.name, 0) < reply.promised:
+            if not follower.journal and self._overtaken.get(follower.name, 0) < reply.promised:
                 # Nobody may ever begin that term. To have this follower back, begin a later one.
                 self._overtaken[follower.name] = reply.promised
                 log.info("the controller %s listens to no term below %d", follower.name, reply.promised)

@@ -13,6 +13,7 @@ from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, Not
 from droppexd.model import MAX_TROUBLE
 from droppexd.roles.master import Finding, MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
+from droppexd.roles.pool_journal import JournalFolder, PoolJournal
 from droppexd.roles.pool_orphans import OrphanFinder
 from droppexd.roles.pool_rebuild import Rebuilder
 from droppexd.roles.pool_reconcile import Reconciler
@@ -100,7 +101,18 @@ class _Pool:
         runtime: Runtime,
         settings: PoolSettings,
         terms: Terms,
+        journal: JournalFolder | None,
     ) -> None:
+        self.journal = None
+        if journal is not None:
+            self.journal = PoolJournal(
+                journal,
+                connections,
+                runtime,
+                name=f"pool {settings.name}",
+                cluster_id=lambda: store.identity.cluster_id,
+                has_room=self._has_room,
+            )
         self._store = store
         self._master = master
         self._runtime = runtime
@@ -142,10 +154,14 @@ class _Pool:
                 GetScrubFindings: self.scrubber.get_findings,
                 FindOrphans: self._orphans.find_orphans,
                 TellMaster: self.tell_master,
+                **(self.journal.handlers() if self.journal is not None else {}),
             },
             admissions={WritePiece: self.admit_piece},
             quick={WritePiece: self.write_now, ReadPiece: self.read_now},
         )
+
+    async def _has_room(self) -> bool:
+        return (await self._runtime.run_blocking(self._store.usage)).free > 0
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
         """Say who this is."""
@@ -343,21 +359,25 @@ async def serve_pool(
     runtime: Runtime,
     settings: PoolSettings,
     find: Finding | None = None,
+    journal: JournalFolder | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a pool on an open store until cancelled. Started, with its address, once a master knows it.
 
-    Transport and store are the caller's; the caller closes the store when this has returned.
+    Transport and store are the caller's; the caller closes the store when this has returned. With `journal`
+    it keeps the catalogue's log there when a master asks for it.
     Raise IdentityError when the store belongs to another cluster.
     """
     terms = Terms()
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         look = None if find is None else lambda: find(terms.current, store.identity.cluster_id)
         master = MasterLink(connections, controllers, runtime, look)
-        pool = _Pool(store, master, connections, runtime, settings, terms)
+        pool = _Pool(store, master, connections, runtime, settings, terms, journal)
         async with trio.open_nursery() as helpers:
             helpers.start_soon(pool.run_small_writer)
             helpers.start_soon(pool.reap)
+            if pool.journal is not None:
+                helpers.start_soon(pool.journal.run)
             with serving:
                 async with trio.open_nursery() as front:
                     listener = await front.start(_serve, transport, address, pool.service(), terms)

@@ -11,6 +11,7 @@ from droppexd.wire.messages import BootId, Reply, Request, message
 
 _CONTROLLER = (Role.CONTROLLER,)
 _CLIENT = (Role.CLIENT, Role.APP)
+_COPIERS = (Role.CONTROLLER, Role.POOL)
 
 LOG_FRAME_BYTES = 4 * 1024 * 1024
 LOG_FRAMES = 24
@@ -81,9 +82,10 @@ class LogPage(Reply):
     term: int
     revision: int
     diverged: bool = False
+    cluster_id: BootId = b""
 
 
-@message(134, reply=LogPage, callers=_CONTROLLER)
+@message(134, reply=LogPage, callers=_COPIERS)
 class ReadLog(Request[LogPage]):
     """Ask for what follows a revision of a term; a term of 0 stands for any."""
 
@@ -104,7 +106,7 @@ class EntriesPage(Reply):
     last: bool
 
 
-@message(136, reply=EntriesPage, callers=_CONTROLLER)
+@message(136, reply=EntriesPage, callers=_COPIERS)
 class ReadEntries(Request[EntriesPage]):
     """Ask for the entries from a key on."""
 

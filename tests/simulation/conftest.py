@@ -26,6 +26,7 @@ from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
 from droppexd.roles.followers import FollowersGroup, FollowersSettings, open_followers_group
 from droppexd.roles.pool import PoolSettings, serve_pool
+from droppexd.roles.pool_journal import JournalFolder
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
 from droppexd.wire.memory import MemoryNetwork
 from droppexd.wire.rpc import Terms, open_connections
@@ -80,6 +81,11 @@ class Cluster:
         self.shared: SharedStore | None = None
         self.links: dict[str, StoreLink] = {}
         self.copies: dict[str, Copy] = {}
+        self.journals: dict[str, Copy] = {}
+        """What pools keep of the catalogue."""
+        self.journal = 1
+        self.machines: dict[str, str] = {}
+        """Of pools, where that is not all the same."""
         self.controllers: list[str] = []
         self._clients = 0
 
@@ -189,6 +195,7 @@ class Cluster:
                         sync=sync,
                         cluster_id=b"" if copy.begins else self.cluster_id(),
                         controllers=tuple(other for other in self.controllers if other != address),
+                        journal=self.journal,
                     ),
                 )
                 async with open_followers_group(copy.group) as group:
@@ -225,11 +232,23 @@ class Cluster:
                 store=store,
                 controllers=list(self.controllers),
                 runtime=self.runtime,
-                settings=PoolSettings(name=name, machine="one"),
+                journal=self._journal_of(name),
+                settings=PoolSettings(name=name, machine=self.machines.get(name, "one")),
                 task_status=task_status,
             )
 
         await self._start(name, Role.POOL, body)
+
+    def _journal_of(self, name: str) -> JournalFolder:
+        journal = self.journals.setdefault(name, Copy(begins=False))
+
+        @asynccontextmanager
+        async def opened():
+            journal.engine = SimulatedEngine(self.runtime, journal.disk)
+            journal.disk = journal.engine.disk
+            yield journal.engine, journal.promises
+
+        return JournalFolder(opened, journal.disk.revision > 0, journal.keep_lost)
 
     async def refused_pool(self, name: str) -> str:
         """Start a pool that the master must refuse, and return why."""
@@ -280,8 +299,9 @@ class Cluster:
             self.stores[name].crash()
         if name in self.links:
             self.links[name].dead = True
-        if name in self.copies:
-            self.copies[name].disk = self.copies[name].engine.crash()
+        for copy in (self.copies.get(name), self.journals.get(name)):
+            if copy is not None and copy.engine is not None:
+                copy.disk = copy.engine.crash()
         self.members[name].scope.cancel()
         await self.members[name].ended.wait()
 

@@ -1,0 +1,170 @@
+"""Pools keep the catalogue's log: losing the disks of all controllers loses nothing that was acknowledged."""
+
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from droppexd.catalog.simulated import SimulatedEngine
+from droppexd.client import OrphanState
+from droppexd.errors import PeerError
+from droppexd.model import PoolState, Role
+from droppexd.roles.controller_journals import JournalPools
+from droppexd.roles.rebuilding import Survey, collect
+from droppexd.wire.messages import ANYTHING
+from droppexd.wire.rpc import Terms, open_connections
+from tests.simulation.conftest import Copy
+
+CONTENT = b"".join(n.to_bytes(4) for n in range(30_000))
+FIRST = "controller-1"
+
+
+def story(pools: int = 4, journal: int = 1):
+    """Run an async test about one controller, and pools on machines of their own."""
+
+    def decorate(function):
+        def test(simulate):
+            async def run(cluster) -> None:
+                cluster.machines = {f"pool-{number}": f"machine-{number}" for number in range(1, pools + 1)}
+                cluster.journal = journal
+                await cluster.start_followers(1, pools)
+                async with cluster.client() as client:
+                    await client.put_bytes("docs/first", CONTENT)
+                    await trio.sleep(5)
+                    await function(cluster, client)
+
+            simulate(run, seed=1)
+
+        test.__name__ = function.__name__
+        return test
+
+    return decorate
+
+
+async def all_up(client) -> None:
+    with trio.fail_after(120):
+        while not all(pool.state == PoolState.UP for pool in (await client.status()).status.pools):
+            await trio.sleep(1)
+
+
+def keeping(cluster):
+    return [name for name, journal in cluster.journals.items() if journal.disk.revision]
+
+
+@story()
+async def test_three_pools_keep_the_catalogue_and_have_what_is_acknowledged(cluster, client):
+    assert len(keeping(cluster)) == 3
+    catalogue = cluster.copies[FIRST].disk
+    await client.put_bytes("docs/one", CONTENT[4:])
+    there = [
+        name
+        for name in keeping(cluster)
+        if any(b"docs/one" in key for key in cluster.journals[name].disk.entries)
+    ]
+    assert there
+    await trio.sleep(3)
+    assert all(cluster.journals[name].disk.entries == catalogue.entries for name in keeping(cluster))
+
+
+@story()
+async def test_another_pool_takes_the_place_of_one_that_is_gone(cluster, client):
+    before = keeping(cluster)
+    await cluster.kill(before[0])
+    await trio.sleep(20)
+    await client.put_bytes("docs/one", CONTENT)
+    (other,) = set(cluster.journals) - set(before)
+    await trio.sleep(5)
+    assert cluster.journals[other].disk.entries == cluster.copies[FIRST].disk.entries
+    await cluster.start_pool(before[0])
+    await trio.sleep(5)
+    await client.put_bytes("docs/two", CONTENT)
+
+
+@story()
+async def test_a_change_that_no_journal_has_is_not_acknowledged(cluster, client):
+    for name in cluster.journals:
+        cluster.network.partition(FIRST, name)
+    with pytest.raises(PeerError, match="too few pools write down the journal"):
+        await client.remove("docs/first")
+    cluster.network.heal()
+    await all_up(client)
+    await client.put_bytes("docs/second", CONTENT[8:], condition=ANYTHING)
+    assert await client.get_bytes("docs/second") == CONTENT[8:]
+
+
+@story()
+async def test_the_disk_of_the_only_controller_is_lost_and_nothing_with_it(cluster, client):
+    stored = {f"docs/{number}": CONTENT[4 * number :] for number in range(5)}
+    for name, data in stored.items():
+        await client.put_bytes(name, data)
+    await client.remove("docs/first")
+    addresses = [cluster.members[name].address for name in cluster.journals]
+    await cluster.kill(FIRST)
+    del cluster.copies[FIRST]
+    engine = SimulatedEngine(cluster.runtime)
+    async with (
+        cluster.network.transport("operator", Role.CONTROLLER) as transport,
+        open_connections(transport, terms=Terms()) as connections,
+    ):
+        survey = Survey(connections)
+        await survey.ask({addresses[0]: addresses[0]})
+        await collect(engine, survey, survey.cluster_id(addresses), cluster.runtime)
+        assert len(survey.found) == len(addresses)  # The journal tells of the other pools.
+    copy = cluster.copies[FIRST] = Copy(begins=True)
+    copy.disk = engine.disk
+    await cluster.start_follower(FIRST)
+    await all_up(client)
+    assert sorted([entry.name async for entry in client.list("docs/")]) == sorted(stored)
+    for name, data in stored.items():
+        assert await client.get_bytes(name) == data
+    await client.put_bytes("docs/more", CONTENT)
+
+
+@story(journal=0)
+async def test_without_any_journal_what_the_shards_tell_is_kept_below_lost_and_found(cluster, client):
+    await cluster.kill(FIRST)
+    del cluster.copies[FIRST]
+    assert keeping(cluster) == []
+    addresses = [cluster.members[name].address for name in cluster.stores]
+    engine = SimulatedEngine(cluster.runtime)
+    async with (
+        cluster.network.transport("operator", Role.CONTROLLER) as transport,
+        open_connections(transport, terms=Terms()) as connections,
+    ):
+        survey = Survey(connections)
+        await survey.ask({address: address for address in addresses})
+        await collect(engine, survey, survey.cluster_id(addresses), cluster.runtime)
+        assert survey.best == ""
+    copy = cluster.copies[FIRST] = Copy(begins=True)
+    copy.disk = engine.disk
+    await cluster.start_follower(FIRST)
+    with trio.fail_after(300):
+        while not (orphans := [orphan async for orphan in client.orphans()]):
+            await trio.sleep(1)
+        while orphans[0].state != OrphanState.WHOLE:
+            await trio.sleep(1)
+            orphans = [orphan async for orphan in client.orphans()]
+    await client.adopt_orphan(orphans[0], folder="lost+found")
+    assert await client.get_bytes("lost+found/docs/first") == CONTENT
+
+
+def test_pools_on_the_machine_of_the_master_keep_no_journal():
+    def pool(number, machine, state=PoolState.UP):
+        return SimpleNamespace(
+            number=number,
+            name=f"p{number}",
+            machine=machine,
+            state=state,
+            address=f"tcp://127.0.0.1:{number}",
+        )
+
+    choice = JournalPools("here")
+    pools = [pool(1, "here"), pool(2, "a"), pool(3, "a"), pool(4, "b"), pool(5, "c"), pool(6, "d")]
+    assert set(choice.choose(pools)) == {"p2", "p4", "p5"}
+    assert choice.most(pools) == 3
+    pools[3] = pool(4, "b", PoolState.DOWN)
+    assert set(choice.choose(pools)) == {"p2", "p5", "p6"}
+    pools[3] = pool(4, "b")
+    assert set(choice.choose(pools)) == {"p2", "p5", "p6"}
+    assert choice.choose([pool(1, "here"), pool(2, "here")]) == {}
+    assert choice.most([pool(1, "here"), pool(2, "a", PoolState.DOWN)]) == 1
