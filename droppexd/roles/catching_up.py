@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
 
 from droppexd.catalog.engine import Entry
 from droppexd.catalog.keys import CLUSTER
@@ -14,7 +17,7 @@ from droppexd.catalog.replica import (
     unpack_rows,
 )
 from droppexd.catalog.terms import Position, read_history
-from droppexd.errors import CatalogError, IdentityError, PeerError
+from droppexd.errors import CatalogError, DroppexError, IdentityError, PeerError
 from droppexd.roles.log_shipping import PAGE_BYTES, cut, joined
 from droppexd.wire.replication_messages import EntriesPage, LogPage, ReadEntries, ReadLog
 from droppexd.wire.rpc import Answer, Call, Connections
@@ -23,6 +26,9 @@ from droppexd.wire.transport import Frame
 log = logging.getLogger("droppex.controller")
 
 _READ_S = 30.0
+_NOWHERE = 2**63 - 1
+"""A revision that no log has: who is asked for what follows says where its own ends."""
+
 _ENTRIES = 512
 """Read at once."""
 _BEHIND_ALL = b"\xff" * 16
@@ -39,6 +45,25 @@ async def cluster_of(replica: Replica) -> bytes:
     """Return which cluster a copy is of; empty for an empty one."""
     (cluster,) = await replica.get((CLUSTER,))
     found: bytes = unpack_fields(cluster.value, "cluster")[0] if cluster is not None else b""
+    return found
+
+
+async def ask_positions(
+    connections: Connections, addresses: Sequence[str], cluster_id: bytes, *, timeout_s: float
+) -> dict[str, Position]:
+    """Return how far the copies at these addresses go; of those that answer in time, and have one."""
+    found: dict[str, Position] = {}
+
+    async def ask(address: str) -> None:
+        request = ReadLog(cluster_id=cluster_id, after=_NOWHERE, after_term=0)
+        with suppress(DroppexError):
+            page, _ = await connections.call(address, request, timeout_s=timeout_s)
+            if page.revision:
+                found[address] = Position(page.term, page.revision)
+
+    async with trio.open_nursery() as nursery:
+        for address in addresses:
+            nursery.start_soon(ask, address)
     return found
 
 

@@ -22,16 +22,19 @@ from typing import Any
 import trio
 
 from droppexd.background import open_background
+from droppexd.catalog.catalogue import read_all
 from droppexd.catalog.engine import Entry
 from droppexd.catalog.group import Health, Mandate, Stale
-from droppexd.catalog.keys import SYNC
+from droppexd.catalog.keys import POOLS, SYNC
 from droppexd.catalog.lost_operations import KeepLost
 from droppexd.catalog.promises import MOST_LED, MOST_NAMES, Promise, Promises
+from droppexd.catalog.records import unpack_pool
 from droppexd.catalog.replica import LogRow, Replica, unpack_rows
 from droppexd.catalog.restoring import begin_incarnation
 from droppexd.catalog.terms import Position, read_history
 from droppexd.errors import CatalogError, Conflict, DroppexError, IdentityError
-from droppexd.roles.catching_up import Catching, Source, cluster_of, position_of
+from droppexd.model import Membership
+from droppexd.roles.catching_up import Catching, Source, ask_positions, cluster_of, position_of
 from droppexd.roles.log_shipping import Led, Members, joined, read_members
 from droppexd.roles.master import Find
 from droppexd.runtime import Clock, Runtime
@@ -477,6 +480,7 @@ class FollowersGroup:
             await self._promise_self(wanted)
             self._heard_from = ""
             votes = await self._gather(wanted)
+            await self._take_over_journal()
             answer = self._judged(votes.keys(), wanted)
             if answer.reached < answer.needed:
                 if not promotion.accept_loss:
@@ -510,6 +514,20 @@ class FollowersGroup:
             self._members = await read_members(self._replica)
             if not set(self._others()) - set(votes):
                 return votes
+
+    async def _take_over_journal(self) -> None:
+        """Take over what a pool's journal has and nobody among the controllers."""
+        pools = [unpack_pool(entry.value) for entry in await read_all(self._replica, POOLS)]
+        addresses = [pool.address for pool in pools if pool.membership != Membership.REMOVED]
+        found = await ask_positions(self._connections, addresses, self._cluster_id, timeout_s=_ASK_S)
+        longest = max(found, key=found.__getitem__, default="")
+        if not longest or found[longest] <= await position_of(self._replica):
+            return
+        catching = Catching(self._replica, self._connections, self._cluster_id)
+        if not await catching.take_log(longest):
+            await catching.take_everything(longest)
+        self._members = await read_members(self._replica)
+        log.warning("took over what the journal of the pool at %s has, up to %s", longest, found[longest])
 
     def _judged(self, reached: Collection[str], term: int) -> Promoted:
         """Return how many controllers are with this one, how many are needed, and what is missing."""

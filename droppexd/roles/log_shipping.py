@@ -225,17 +225,24 @@ class Led:
             finally:
                 self._waiting.remove(waiting)
             if not waiting.done.is_set():
-                self.failure = self._too_few()
+                self.failure = self._too_few(waiting)
                 raise NotMaster(self.failure)
         if self.is_over:
             raise NotMaster("another controller may have become the master")
         self.confirmed_at = trio.current_time()
 
-    def _too_few(self) -> str:
+    def _too_few(self, waiting: _Waiting) -> str:
         needed = max(map(self._needed, self._electorates))
-        silent = sorted(f"{one.name} ({one.trouble})" for one in self._followers.values() if one.trouble)
-        if all(self._agrees(electorate, 0, 0) for electorate in self._electorates) and self._journals_needed:
-            why = ", ".join(silent) or "none on another machine is up"
+        silent = sorted(
+            f"{one.name} ({one.trouble})"
+            for one in self._followers.values()
+            if one.trouble and not one.journal
+        )
+        if all(self._agrees(one, waiting.revision, waiting.round) for one in self._electorates):
+            slow = [
+                f"{one.name} ({one.trouble or 'slow'})" for one in self._followers.values() if one.journal
+            ]
+            why = ", ".join(sorted(slow)) or "none on another machine is up"
             return (
                 f"too few pools write down the journal of the master {self._name}: {why}; with `journal = 0` "
                 "in [catalog] it goes on without"
@@ -438,7 +445,8 @@ class Led:
             log.warning("the controller %s has a later term, %d", follower.name, reply.term)
             self.end()
             return None
-        if reply.promised > self.term:
+        another = reply.promised == self.term and reply.promised_to != self._name
+        if reply.promised > self.term or another:
             follower.trouble = f"it has promised the term {reply.promised} to {reply.promised_to}"
             if not follower.journal and self._overtaken.get(follower.name, 0) < reply.promised:
                 # Nobody may ever begin that term. To have this follower back, begin a later one.

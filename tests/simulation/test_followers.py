@@ -68,6 +68,7 @@ def story(controllers: int = 3, pools: int = 4, sync: int = 1):
     def decorate(function):
         def test(simulate):
             async def run(cluster) -> None:
+                cluster.journal = 0
                 await cluster.start_followers(controllers, pools, sync=sync)
                 async with cluster.client() as client:
                     await all_level(client, controllers)

@@ -120,6 +120,22 @@ async def test_the_disk_of_the_only_controller_is_lost_and_nothing_with_it(clust
     await client.put_bytes("docs/more", CONTENT)
 
 
+@story()
+async def test_who_is_promoted_with_a_loss_takes_over_what_a_journal_has(cluster, client):
+    await cluster.start_follower("controller-2")
+    with trio.fail_after(60):
+        while len((await client.controllers()).controllers) < 2:
+            await trio.sleep(1)
+    cluster.network.partition(FIRST, "controller-2")
+    await client.remove_controller("controller-2", force=True)
+    await client.put_bytes("docs/late", CONTENT)
+    await cluster.kill(FIRST)
+    await client.promote("tcp://127.0.0.1:7712", accept_loss=True)
+    await client.remove_controller(FIRST, force=True)
+    await all_up(client)
+    assert await client.get_bytes("docs/late") == CONTENT
+
+
 @story(journal=0)
 async def test_without_any_journal_what_the_shards_tell_is_kept_below_lost_and_found(cluster, client):
     await cluster.kill(FIRST)

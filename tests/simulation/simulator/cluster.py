@@ -13,6 +13,7 @@ from droppexd.catalog.keys import CONTROLLERS as MEMBERS
 from droppexd.catalog.promises import SimulatedPromises
 from droppexd.catalog.records import unpack_fields
 from droppexd.catalog.replica import LogRow
+from droppexd.catalog.simulated import SimulatedDisk as CatalogueDisk
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.catalog.simulated_group import ELECTION, SharedStore, SimulatedGroup, StoreLink
 from droppexd.errors import DroppexError
@@ -21,6 +22,7 @@ from droppexd.roles.app import AppSettings, serve_app
 from droppexd.roles.controller import ControllerSettings, serve_controller
 from droppexd.roles.followers import FollowersGroup, FollowersSettings, open_followers_group
 from droppexd.roles.pool import PoolSettings, serve_pool
+from droppexd.roles.pool_journal import JournalFolder
 from droppexd.roles.pool_scrub import ScrubSettings
 from droppexd.runtime import Runtime
 from droppexd.store.simulated import SimulatedStore
@@ -93,6 +95,8 @@ class Cluster:
         self.agreed: Agreed | None = None
         """The copies of controllers that have one each."""
         self.promises: dict[str, SimulatedPromises] = {}
+        self.journals: dict[str, tuple[CatalogueDisk, SimulatedPromises]] = {}
+        """What pools keep of the catalogue, by the name of their disk."""
         self.shared: SharedStore | None = None
         """What several controllers stand on; it outlives them all."""
         self.catalogue_latency_s = 0.0
@@ -199,7 +203,7 @@ class Cluster:
         if process.link is not None:
             process.link.dead = True
         elif process.copy is not None:
-            process.copy.crash(written=written)
+            process.copy.crash(written=written if process.name in CONTROLLERS else 0)
         elif process.name in CONTROLLERS and not any(name in self.processes for name in CONTROLLERS):
             self._crash_engine(written)
         process.scope.cancel()
@@ -266,6 +270,7 @@ class Cluster:
                 sync=SYNC,
                 cluster_id=await self._cluster_id(name),
                 controllers=tuple(at for other, at in CONTROLLERS.items() if other != name),
+                journal=self.shape.journal,
             )
             group = process.followers = FollowersGroup(
                 copy, self.promises[name], self._keep_lost, connections, process.runtime, terms, settings
@@ -353,6 +358,7 @@ class Cluster:
             store=process.store,
             controllers=[CONTROLLERS[name] for name in self.controllers],
             runtime=process.runtime,
+            journal=self._journal_of(process) if self.agreed is not None else None,
             settings=PoolSettings(
                 name=process.name,
                 machine=machine,
@@ -361,6 +367,24 @@ class Cluster:
                 scrub=ScrubSettings(every_s=self.shape.scrub_every_s),
             ),
             task_status=status,
+        )
+
+    def _journal_of(self, process: Process) -> JournalFolder:
+        """Return where a pool keeps the catalogue's log: on its disk, with which it goes."""
+        disk, promises = self.journals.setdefault(process.disk.name, (CatalogueDisk(), SimulatedPromises()))
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[tuple[SimulatedEngine, SimulatedPromises]]:
+            process.copy = SimulatedEngine(process.runtime, disk, flush=self._flush)
+            yield process.copy, promises
+
+        return JournalFolder(opened, disk.revision > 0, self._keep_lost)
+
+    def journaled(self, key: bytes) -> bool:
+        """Whether a pool has written down a record under this key, whatever became of the pool since."""
+        return any(
+            key in disk.entries or any(entry.key == key for entry in disk.log)
+            for disk, _ in self.journals.values()
         )
 
     def start_soon(self, function, *arguments) -> None:

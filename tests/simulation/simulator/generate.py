@@ -108,7 +108,7 @@ def draw_plan(seed: int) -> Plan:
         shape = replace(shape, controllers=3, lease_s=others.choice((3.0, 6.0)))
         rounds[0] = _with_failovers(others, rounds[0], numbers)
     elif (others := random.Random(f"copies {seed}")).random() < _COPIES:
-        shape = replace(shape, controllers=3, copies=True)
+        shape = replace(shape, controllers=3, copies=True, journal=others.choice((0, 0, 1)))
         rounds[0] = _with_promotions(others, rounds[0], numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
 

@@ -30,7 +30,7 @@ from tests.simulation.simulator.checks.rest import READABLE, RESTS
 from tests.simulation.simulator.checks.shards import DROPPED, FLUSHED, PLACED
 from tests.simulation.simulator.checks.terms import FENCED
 from tests.simulation.simulator.checks.versions import COUNTED, DEGRADED, STAYS_DEAD
-from tests.simulation.simulator.workload import EXACT, RECORDED
+from tests.simulation.simulator.workload import EXACT, JOURNALED, RECORDED
 
 Patch = Callable[[ExitStack], None]
 
@@ -238,10 +238,14 @@ def _leak_budget(stack: ExitStack) -> None:
 
 
 def _answer_unconfirmed(stack: ExitStack) -> None:
-    async def confirm(_self) -> None:
+    async def confirm(_self, *, changed) -> None:
         return
 
     _replace(stack, log_shipping.Led, "confirm", confirm)
+
+
+def _skip_journals(stack: ExitStack) -> None:
+    _replace(stack, log_shipping.Led, "_is_kept", lambda *_: True)
 
 
 def _break_promises(stack: ExitStack) -> None:
@@ -282,6 +286,10 @@ def _take_over_nothing(stack: ExitStack) -> None:
 
     _replace(stack, followers.FollowersGroup, "_gather", gather)
 
+
+_UNDONE = (AGREED, LINEARIZABLE, RECORDED, STAYS_DEAD, PLACED, DROPPED)
+"""What may be seen first of a commit that is undone: that it is, an answer that contradicts it, or a shard of it that is
+called dead."""
 
 MUTANTS: dict[str, Mutant] = {
     # The rules that the design names.
@@ -355,22 +363,27 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "answer-unconfirmed": Mutant(
         breaks="a master with followers answers before any of them has written that down",
-        caught_by=(LINEARIZABLE, RECORDED, AGREED, STAYS_DEAD, PLACED, DROPPED),
+        caught_by=_UNDONE,
         patch=_answer_unconfirmed,
+    ),
+    "skip-journals": Mutant(
+        breaks="a master acknowledges a change that no pool has written down in its journal",
+        caught_by=(JOURNALED,),
+        patch=_skip_journals,
     ),
     "break-promises": Mutant(
         breaks="a standby goes on listening to a master of a lower term than it has promised",
-        caught_by=(AGREED, LINEARIZABLE, RECORDED, RESTS),
+        caught_by=(*_UNDONE, RESTS),
         patch=_break_promises,
     ),
     "promote-with-too-few": Mutant(
         breaks="a controller is promoted without the promise of enough others",
-        caught_by=(AGREED, LINEARIZABLE, RECORDED),
+        caught_by=_UNDONE,
         patch=_promote_with_too_few,
     ),
     "take-over-nothing": Mutant(
         breaks="a controller that is promoted begins without what the others have",
-        caught_by=(AGREED, LINEARIZABLE, RECORDED),
+        caught_by=_UNDONE,
         patch=_take_over_nothing,
     ),
     "unchecked-conditions": Mutant(

@@ -116,6 +116,8 @@ class Shape:
     same file."""
     copies: bool = False
     """Whether each of several controllers has a copy of the catalogue, and follows the master's."""
+    journal: int = 0
+    """So many pools write down each change, where controllers have copies."""
     lease_s: float = 4.0
     """Of the mandate in that store."""
 
