@@ -45,6 +45,9 @@ T = TypeVar("T")
 JOURNAL_FOLDER = "journal"
 """Its name in a pool's folder."""
 
+_JOURNAL_CACHE_KIB = 2048
+"""It is written to and hardly ever read."""
+
 SHUTDOWN_S = 10.0
 """From the signal to the end of the process. A role's requests get less than that to finish."""
 
@@ -470,7 +473,8 @@ def _journal_folder(pool: Path, runtime: Runtime) -> "JournalFolder":
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[tuple[Replica, Promises]]:
-        async with open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine:
+        path = folder / CATALOGUE_FILE
+        async with open_sqlite_engine(path, runtime, cache_kib=_JOURNAL_CACHE_KIB) as engine:
             yield engine, FilePromises(folder, runtime.run_blocking)
 
     return JournalFolder(opened, (folder / CATALOGUE_FILE).exists(), LostFiles(folder, runtime.run_blocking))

@@ -65,7 +65,8 @@ SCHEMA_VERSION = 1
 
 _CHECKPOINT_PAGES = 4000
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
-_CACHE_KIB = 32 * 1024
+CACHE_KIB = 32 * 1024
+"""Of each connection, at most."""
 
 _GET = "SELECT value, revision FROM kv WHERE key = ?"
 _RANGE = "SELECT key, value, revision FROM kv WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
@@ -87,9 +88,9 @@ def _damaged(path: Path, error: sqlite3.Error) -> CatalogError:
     )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, cache_kib: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    connection.execute(f"PRAGMA cache_size = -{cache_kib}")
     return connection
 
 
@@ -142,7 +143,7 @@ def take_lock(path: Path, *, make: bool = True) -> int:
 class _File:
     """The three connections and what is done on them. Blocking; knows nothing of tasks."""
 
-    def __init__(self, path: Path, keep_revisions: int, keep_bytes: int) -> None:
+    def __init__(self, path: Path, keep_revisions: int, keep_bytes: int, cache_kib: int) -> None:
         self.path = path
         self._keep_revisions = keep_revisions
         self._keep_bytes = keep_bytes
@@ -154,10 +155,10 @@ class _File:
         opened: list[sqlite3.Connection] = []
         try:
             finish_replacement(path)
-            opened.append(_connect(path))
+            opened.append(_connect(path, cache_kib))
             _prepare(opened[0], path)
             flush_folder(path.parent)  # SQLite flushes the content of new files, not all of their names.
-            opened += [_connect(path), _connect(path)]
+            opened += [_connect(path, cache_kib), _connect(path, cache_kib)]
             self._writer, self._reader, self._scanner = opened
             (newest,) = self._reader.execute("SELECT max(revision) FROM log").fetchone()
         except BaseException as error:
@@ -575,13 +576,18 @@ class _Installation:
 
 @asynccontextmanager
 async def open_sqlite_engine(
-    path: Path, runtime: Runtime, *, keep_revisions: int = KEEP_REVISIONS, keep_bytes: int = KEEP_BYTES
+    path: Path,
+    runtime: Runtime,
+    *,
+    keep_revisions: int = KEEP_REVISIONS,
+    keep_bytes: int = KEEP_BYTES,
+    cache_kib: int = CACHE_KIB,
 ) -> AsyncIterator[SqliteEngine]:
     """Open or make the catalogue file at `path`; on leaving, finish what waits and close it.
 
     Raise IdentityError when it is open already, and CatalogError when it cannot be opened or is damaged.
     """
-    file = await runtime.run_blocking(_File, path, keep_revisions, keep_bytes)
+    file = await runtime.run_blocking(_File, path, keep_revisions, keep_bytes, cache_kib)
     engine = SqliteEngine(file, runtime)
     async with open_background() as nursery:
         nursery.start_soon(engine.write)

@@ -12,7 +12,14 @@ from typing import Any
 
 from droppexd.catalog.group import Group, Mandate, Stale
 from droppexd.catalog.listing import list_names
-from droppexd.errors import CatalogError, DroppexError, IdentityError, LocalProtocolError, NotMaster
+from droppexd.errors import (
+    CatalogError,
+    DroppexError,
+    IdentityError,
+    InvalidRequest,
+    LocalProtocolError,
+    NotMaster,
+)
 from droppexd.model import ControllerInfo, ControllerRole, Role, normal_prefix
 from droppexd.wire.group_messages import (
     ControllerState,
@@ -31,8 +38,10 @@ from droppexd.wire.messages import (
     Pong,
     Remove,
     Rename,
+    ReplacePool,
     Request,
 )
+from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
 from droppexd.wire.transport import Frame
 
@@ -43,8 +52,8 @@ _CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER))
 
 _MAX_TEXT = 400
 
-_CHANGES = (Commit, Remove, Rename, Adopt)
-"""What changes names: what is told of these outlasts the loss of a controller's disk."""
+_CHANGES = (Commit, Remove, Rename, Adopt, ReplacePool)
+"""What changes names, or gives a pool up: what is told of these outlasts the loss of a controller's disk."""
 
 Body = Sequence[Frame]
 
@@ -95,6 +104,7 @@ class Front:
             DescribeController: self.describe,
             DescribeGroup: self.describe_group,
             TellMaster: self.tell_master,
+            Promote: self.promote,
             **self._handlers,
         }
         return Service(
@@ -216,6 +226,12 @@ class Front:
             endpoints=tuple(self._group.endpoints),
             prefix=self._group.prefix,
             master=self.master,
+        )
+
+    async def promote(self, _call: Call, _request: Promote, _body: Body) -> Answer:
+        """Raise InvalidRequest: where the group has nothing to say to this, it elects the master itself."""
+        raise InvalidRequest(
+            f"with {self._group.kind} another controller takes over by itself, and none is promoted by hand"
         )
 
     def info(self) -> ControllerInfo:

@@ -21,7 +21,7 @@ import trio
 from droppexd.catalog.engine import Compare, Engine, Entry, LogEntry, Operation
 from droppexd.catalog.keys import CLUSTER, CONTROLLERS, SYNC, TERM, controller_key, end_of
 from droppexd.catalog.records import pack_fields, unpack_controller, unpack_fields
-from droppexd.catalog.replica import Replica, pack_rows
+from droppexd.catalog.replica import LogRow, Replica, pack_rows
 from droppexd.catalog.terms import History, Position, read_history
 from droppexd.errors import CatalogError, DroppexError, NotMaster
 from droppexd.model import MAX_CONTROLLERS
@@ -297,10 +297,10 @@ class Led:
 
         Pools that are down are waited for: what they are to keep would otherwise be on one disk.
         """
-        self._journals_needed = min(self._journals_wanted, most)
         wanted = {f"pool {name}": address for name, address in pools.items()} if self._journals_wanted else {}
-        if wanted != self._journals:
-            self._journals = wanted
+        needed = min(self._journals_wanted, most)
+        if (wanted, needed) != (self._journals, self._journals_needed):
+            self._journals, self._journals_needed = wanted, needed
             self._tell_news()
             self._judge()
 
@@ -423,10 +423,12 @@ class Led:
             with trio.move_on_after(BEAT_S):
                 await news.wait()
             round_ = self._round
-        try:
-            rows = [] if position is None else await self._replica.rows(position.revision, PAGE_BYTES)
-        except CatalogError:  # The log does not reach back that far any more.
-            return await self._have_it_copied(follower, _EVERYTHING)
+        rows: list[LogRow] = []
+        if position is not None and position.revision < self._replica.revision:
+            try:
+                rows = await self._replica.rows(position.revision, PAGE_BYTES)
+            except CatalogError:  # The log does not reach back that far any more.
+                return await self._have_it_copied(follower, _EVERYTHING)
         request = AppendLog(
             cluster_id=self.cluster_id,
             term=self.term,

@@ -47,6 +47,8 @@ def test_files_survive_that_the_master_is_killed(group, content):
     group.put("docs/before", data)
     group.put("docs/gone", data[:1000])
     first = master_of(group)
+    by_hand = group.droppex("controllers", "promote", first.name, code=2)
+    assert "takes over by itself" in by_hand.stderr
     first.kill()
     killed_at = time.monotonic()
     group.put("docs/after", data[1:])
