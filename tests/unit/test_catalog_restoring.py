@@ -245,7 +245,7 @@ def test_a_prepared_copy_of_a_killed_restore_is_in_nobodys_way(path, backup, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(restoring, "commit_replacement", killed)
-        patched.setattr(restoring, "_remove", lambda _: None)
+        patched.setattr(restoring, "remove_prepared", lambda _: None)
         with pytest.raises(Crash):
             restored(path, backup, force=True)
     assert f"{CATALOGUE_FILE}.preparing" in files_in(path.parent)
