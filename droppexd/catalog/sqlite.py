@@ -17,6 +17,7 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +48,9 @@ TRIM_EVERY = 1000
 
 _MOST_TRIMMED = 8 * TRIM_EVERY
 """Rows that one trim deletes at most: commits wait for it."""
+
+RECENT_BYTES = 4 * 1024 * 1024
+"""Of the log's end, that are kept in memory."""
 
 _SAMPLED_ROWS = 64
 """Rows of the log that tell how large the rest is."""
@@ -140,6 +144,39 @@ def take_lock(path: Path, *, make: bool = True) -> int:
     return descriptor
 
 
+class RecentRows:
+    """The last rows of the log, for followers that keep up: they need not be read from the file."""
+
+    def __init__(self) -> None:
+        self._rows: deque[LogRow] = deque()
+        self._bytes = 0
+
+    def add(self, rows: Sequence[LogRow]) -> None:
+        """Take rows that are flushed, which follow the last ones."""
+        self._rows.extend(rows)
+        self._bytes += sum(len(row.operations) for row in rows)
+        while self._bytes > RECENT_BYTES:
+            self._bytes -= len(self._rows.popleft().operations)
+
+    def trim(self, last: int) -> None:
+        """Forget the rows up to this revision, as the file has."""
+        while self._rows and self._rows[0].revision <= last:
+            self._bytes -= len(self._rows.popleft().operations)
+
+    def after(self, revision: int, most_bytes: int) -> list[LogRow] | None:
+        """Return rows behind a revision, about so many bytes of them; None when they are not all here."""
+        if not self._rows or revision + 1 < self._rows[0].revision:
+            return None
+        found: list[LogRow] = []
+        size = 0
+        for row in islice(self._rows, revision + 1 - self._rows[0].revision, None):
+            size += len(row.operations)
+            if found and size > most_bytes:
+                break
+            found.append(row)
+        return found
+
+
 class _File:
     """The three connections and what is done on them. Blocking; knows nothing of tasks."""
 
@@ -171,6 +208,7 @@ class _File:
                 raise CatalogError(f"the catalogue {path} cannot be opened: {error}") from error
             raise
         self.revision: int = newest or 0
+        self.recent = RecentRows()
         self._installed = -1
         """The last revision of a copy in the making."""
 
@@ -179,6 +217,7 @@ class _File:
         writer = self._writer
         revision = self.revision
         results: list[int | None] = []
+        rows: list[LogRow] = []
         writer.execute("BEGIN IMMEDIATE")
         for txn in batch:
             if not self._holds(txn.compare):
@@ -190,9 +229,12 @@ class _File:
                 writer.executemany(_PUT, puts)
                 if len(puts) < len(txn.then):
                     writer.executemany(_DELETE, [(key,) for key, value in txn.then if value is None])
-                writer.execute(_APPEND, (revision, time_ms, pack_operations(txn.then)))
+                row = LogRow(revision, time_ms, pack_operations(txn.then))
+                writer.execute(_APPEND, row)
+                rows.append(row)
             results.append(revision)
         self._commit(revision)
+        self.recent.add(rows)
         return results
 
     def append(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
@@ -204,6 +246,7 @@ class _File:
         self._writer.execute("BEGIN IMMEDIATE")
         self._write_rows(rows, operations)
         self._commit(rows[-1].revision if rows else self.revision)
+        self.recent.add(rows)
 
     def _write_rows(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
         writer = self._writer
@@ -233,6 +276,7 @@ class _File:
         keep = min(self._keep_revisions, int(self._keep_bytes * len(sizes) / max(1, sum(sizes))))
         last = min(newest - max(1, keep), oldest + _MOST_TRIMMED)
         self._writer.execute("DELETE FROM log WHERE revision <= ?", (last,))
+        self.recent.trim(last)
 
     # -- a whole copy --------------------------------------------------------------------------
 
@@ -258,6 +302,7 @@ class _File:
             raise CatalogError("a copy of a catalogue without its last transaction")
         self._writer.execute("COMMIT")
         self.revision = self._installed
+        self.recent = RecentRows()
 
     def _holds(self, compare: Sequence[Compare]) -> bool:
         for key, revision in compare:
@@ -445,6 +490,9 @@ class SqliteEngine:
 
         Raise CatalogError when the log does not reach back that far any more.
         """
+        recent = self._file.recent.after(after_revision, most_bytes)
+        if recent is not None:
+            return recent
         async with self._scan_lock:
             return await self._runtime.run_blocking(
                 self._read, self._file.read_rows, after_revision, most_bytes
