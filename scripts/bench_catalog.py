@@ -305,7 +305,7 @@ async def follow(folder: Path) -> dict[str, Any]:
             began = time.perf_counter()
             followed = await catching.take_log(address)
             log_s = time.perf_counter() - began
-            operations = len(await engine.log(0, 2**40)) if followed else 0
+            operations = len(await engine.log(0, 2**40)) if followed is None else 0
             began = time.perf_counter()
             await catching.take_everything(address)
             copy_s = time.perf_counter() - began

@@ -87,7 +87,8 @@ class Source:
             except CatalogError:
                 known = False
         if not known:
-            return LogPage(term=history.term, revision=newest, diverged=True, cluster_id=own)
+            common = min(history.end_of(request.after_term) or 0, newest)
+            return LogPage(term=history.term, revision=newest, diverged=True, common=common, cluster_id=own)
         return LogPage(term=history.term, revision=newest, cluster_id=own), cut(pack_rows(rows))
 
     async def read_entries(self, _call: Call, request: ReadEntries, _body: Body) -> Answer:
@@ -118,8 +119,11 @@ class Catching:
         self._connections = connections
         self._cluster_id = cluster_id
 
-    async def take_log(self, address: str) -> bool:
-        """Append what the other has behind the own log; return False when that does not lead there."""
+    async def take_log(self, address: str) -> int | None:
+        """Append what the other has behind the own log.
+
+        Return None, or when the own log does not lead there the last revision that both may have in common.
+        """
         while True:
             term, after = await position_of(self._replica)
             page, body = await self._connections.call(
@@ -128,12 +132,12 @@ class Catching:
                 timeout_s=_READ_S,
             )
             if page.diverged:
-                return False
+                return page.common
             rows = unpack_rows(joined(body), after)
             if rows:
                 await self._replica.append(rows)
             if self._replica.revision >= page.revision or not rows:
-                return True
+                return None
 
     async def take_everything(self, address: str) -> None:
         """Replace the own copy by the other's, as it is at some moment meanwhile."""

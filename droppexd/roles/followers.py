@@ -143,7 +143,7 @@ class FollowersGroup:
         self._heard_from = ""
         self._heard_at = -HEARD_S
         self._level_at = -math.inf
-        """When the master sent all that it had, or a part of it."""
+        """When this controller had all that the master had."""
         self._promotion: _Promotion | None = None
         self._wake = trio.Event()
         self._overtaken: dict[str, int] = {}
@@ -284,6 +284,9 @@ class FollowersGroup:
             journals=self._settings.journal,
         )
         self._failure = ""
+        if self._promotion is not None:  # One that was asked for while another was under way.
+            self._promotion.fail(Conflict(f"the controller {self._settings.name} is the master already"))
+            self._promotion = None
         try:
             async with open_background() as nursery:
                 nursery.start_soon(led.ship)
@@ -507,11 +510,7 @@ class FollowersGroup:
             if longest is None or _position(longest) <= position:
                 return votes
             address = self._others()[longest.name]
-            catching = Catching(self._replica, self._connections, self._cluster_id)
-            if not await catching.take_log(address):
-                await self._set_aside(0, position.term)
-                await catching.take_everything(address)
-            self._members = await read_members(self._replica)
+            await self._take_over(address)
             if not set(self._others()) - set(votes):
                 return votes
 
@@ -523,11 +522,17 @@ class FollowersGroup:
         longest = max(found, key=found.__getitem__, default="")
         if not longest or found[longest] <= await position_of(self._replica):
             return
-        catching = Catching(self._replica, self._connections, self._cluster_id)
-        if not await catching.take_log(longest):
-            await catching.take_everything(longest)
-        self._members = await read_members(self._replica)
+        await self._take_over(longest)
         log.warning("took over what the journal of the pool at %s has, up to %s", longest, found[longest])
+
+    async def _take_over(self, address: str) -> None:
+        """Take over what a copy at this address has."""
+        catching = Catching(self._replica, self._connections, self._cluster_id)
+        common = await catching.take_log(address)
+        if common is not None:
+            await self._set_aside(common, (await position_of(self._replica)).term)
+            await catching.take_everything(address)
+        self._members = await read_members(self._replica)
 
     def _judged(self, reached: Collection[str], term: int) -> Promoted:
         """Return how many controllers are with this one, how many are needed, and what is missing."""
@@ -600,7 +605,8 @@ class FollowersGroup:
                 await self._replica.append(rows)
                 await self._took(rows)
             self._failure = ""
-            self._level_at = self._clock.now()
+            if self._replica.revision >= request.newest:
+                self._level_at = self._clock.now()
             return await self._position(done=True)
 
     async def _took(self, rows: Sequence[LogRow]) -> None:

@@ -436,6 +436,7 @@ class Led:
             address=self._address,
             after=_NOWHERE if position is None else position.revision,
             after_term=0 if position is None else position.term,
+            newest=self._replica.revision,
         )
         reply, _ = await self._connections.call(
             follower.address, request, cut(pack_rows(rows)), timeout_s=_APPEND_S

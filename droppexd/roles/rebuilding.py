@@ -91,7 +91,7 @@ async def collect(replica: Replica, survey: "Survey", cluster_id: bytes, runtime
     while survey.best and survey.best != copied:
         copied = survey.best
         catching = Catching(replica, survey.connections, cluster_id)
-        if not replica.revision or not await catching.take_log(copied):
+        if not replica.revision or await catching.take_log(copied) is not None:
             await catching.take_everything(copied)
         # It knows of all pools: another may have more, for a while a pool may have been no journal.
         pools = [unpack_pool(entry.value) for entry in await read_all(replica, POOLS)]

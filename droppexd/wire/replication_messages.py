@@ -56,6 +56,8 @@ class AppendLog(Request[LogPosition]):
     address: Address
     after: int
     after_term: int
+    newest: int
+    """The last revision that the master has."""
 
 
 @message(132, reply=LogPosition, callers=_CONTROLLER)
@@ -76,12 +78,14 @@ class CopyAnew(Request[LogPosition]):
 class LogPage(Reply):
     """Rows of the log, packed, in the body. `term` and `revision` are where it ends by now.
 
-    `diverged` when the revision that was named is of another term here, or forgotten.
+    `diverged` when the revision that was named is of another term here, or forgotten; behind `common` the two
+    logs may differ.
     """
 
     term: int
     revision: int
     diverged: bool = False
+    common: int = 0
     cluster_id: BootId = b""
 
 

@@ -284,6 +284,29 @@ async def test_two_masters_by_hand_are_one_in_the_end(cluster, client):
 
 
 @story()
+async def test_a_promotion_that_was_asked_for_twice_is_made_once(cluster, client):
+    await cluster.kill(FIRST)
+    answers = []
+
+    async def promote():
+        try:
+            answers.append((await client.promote(address_of(SECOND))).term)
+        except Conflict as error:
+            answers.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(promote)
+        nursery.start_soon(promote)
+        with trio.move_on_after(0.5):  # The first is under way: it waits for the one that is gone.
+            await trio.sleep_forever()
+        nursery.start_soon(promote)
+    (term,) = [answer for answer in answers if isinstance(answer, int)]
+    assert len(answers) == 3
+    assert await master(client) == SECOND
+    assert (await states(client))[SECOND].term == term
+
+
+@story()
 async def test_a_promotion_while_the_master_works_hands_over(cluster, client):
     await client.put_bytes("docs/one", CONTENT)
     async with trio.open_nursery() as nursery:
