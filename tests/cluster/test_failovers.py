@@ -171,7 +171,7 @@ def fail_over_and_over(new_cluster, folder, count, engine, seed):
     controller = {"heartbeat": "500ms", "down_after": "3s"}
     with (
         engine_of(engine, folder) as catalog,
-        new_cluster(pools=4, controllers=3, catalog=catalog, controller=controller) as cluster,
+        new_cluster(pools=6, controllers=3, catalog=catalog, controller=controller) as cluster,
     ):
         wait_for(lambda: len(cluster.controllers().controllers) == 3, "not all controllers are known")
         workload = Workload(cluster.app.addresses["app"], seed)

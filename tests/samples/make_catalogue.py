@@ -9,6 +9,9 @@ import trio
 
 from droppexd.catalog.catalogue import open_catalogue
 from droppexd.catalog.changes import Expected
+from droppexd.catalog.engine import Operation
+from droppexd.catalog.keys import SYNC
+from droppexd.catalog.records import pack_fields
 from droppexd.catalog.sqlite import open_sqlite_engine
 from droppexd.model import (
     MISSING,
@@ -113,5 +116,13 @@ async def write(path: Path) -> None:
         await catalogue.save_pool(replace(pool, membership="draining"))
 
 
+async def begin_again(path: Path) -> None:
+    """Begin another term, as a master whose answers one standby confirms."""
+    runtime = Runtime(clock=Clock(), entropy=Entropy(), run_blocking=trio.to_thread.run_sync)
+    async with open_sqlite_engine(path, runtime) as engine, open_catalogue(engine, runtime):
+        await engine.txn((), [Operation(SYNC, pack_fields((1,)))])
+
+
 if __name__ == "__main__":
     trio.run(write, Path(sys.argv[1]))
+    trio.run(begin_again, Path(sys.argv[1]))

@@ -10,11 +10,15 @@ from droppexd.catalog.catalogue import open_catalogue
 from droppexd.catalog.checking import check_catalogue
 from droppexd.catalog.copies import open_stopped_catalogue
 from droppexd.catalog.sqlite import open_sqlite_engine
+from droppexd.catalog.terms import read_history
 from droppexd.daemon import system_runtime
 from droppexd.model import MISSING, Membership
+from droppexd.roles.log_shipping import read_members
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CATALOGUES = sorted(SAMPLES.glob("catalogue-*.sqlite"))
+TERMS = {"catalogue-1.sqlite": 1, "catalogue-2.sqlite": 2}
+"""How many masters have written each."""
 NAMES = ["docs/again", "docs/degraded", "docs/empty", "docs/grüße", "docs/large", "docs/small"]
 
 
@@ -24,7 +28,7 @@ def test_there_is_a_sample():
 
 @pytest.fixture(params=CATALOGUES, ids=lambda path: path.name)
 def sample(request, tmp_path):
-    return Path(shutil.copy(request.param, tmp_path / "catalogue.sqlite"))
+    return Path(shutil.copy(request.param, tmp_path / request.param.name))
 
 
 def test_every_record_of_a_sample_is_sound_and_each_kind_is_there(sample):
@@ -51,7 +55,10 @@ def test_a_sample_is_opened_and_says_what_was_written(sample):
             open_sqlite_engine(sample, runtime) as engine,
             open_catalogue(engine, runtime) as catalogue,
         ):
-            assert catalogue.term == 2
+            history = await read_history(engine)
+            assert catalogue.term == history.term == 1 + TERMS[sample.name]
+            assert [begun.term for begun in history.begun] == list(range(1, catalogue.term + 1))
+            assert (await read_members(engine)).sync == (catalogue.term > 2)
             entries, _ = await catalogue.list_names("", "", 100, recursive=True)
             assert [entry.name for entry in entries] == NAMES
             large, extents = await catalogue.lookup("docs/large")
