@@ -303,6 +303,15 @@ class Led:
             self._journals, self._journals_needed = wanted, needed
             self._tell_news()
             self._judge()
+        if self.failure and self.immediate and self._is_well():
+            self.failure = ""  # Where only changes wait for journals, it may be long until the next one.
+
+    def _is_well(self) -> bool:
+        """Whether enough journals are heard from, and have everything."""
+        found = [self._followers[name] for name in self._journals if name in self._followers]
+        newest = self._replica.revision
+        well = sum(one.written >= newest and not one.trouble for one in found)
+        return well >= self._journals_needed
 
     def _is_kept(self, revision: int) -> bool:
         """Whether enough journals have written down this revision."""

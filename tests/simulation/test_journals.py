@@ -86,8 +86,13 @@ async def test_a_change_that_no_journal_has_is_not_acknowledged(cluster, client)
         cluster.network.partition(FIRST, name)
     with pytest.raises(PeerError, match="too few pools write down the journal"):
         await client.remove("docs/first")
+    (only,) = (await client.controllers()).controllers
+    assert "too few pools" in only.failure
     cluster.network.heal()
     await all_up(client)
+    with trio.fail_after(60):
+        while (await client.controllers()).controllers[0].failure:
+            await trio.sleep(1)
     await client.put_bytes("docs/second", CONTENT[8:], condition=ANYTHING)
     assert await client.get_bytes("docs/second") == CONTENT[8:]
 
