@@ -60,3 +60,18 @@ def replace_file(path: Path, content: bytes) -> None:
         os.close(descriptor)
     new.replace(path)
     flush_folder(path.parent)
+
+
+def read_small_file(path: Path, most_bytes: int) -> bytes | None:
+    """Return a small file's content, or None when there is none. Blocking.
+
+    Raise ValueError when it is larger, and OSError.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except FileNotFoundError:
+        return None
+    if len(content) > most_bytes:
+        raise ValueError("it is too long")
+    return content

@@ -128,11 +128,14 @@ class _OneMember:
             "serializable": True,
         }
         answer = await self._client.ask("/v3/kv/range", question, timeout_s=_ASK_S)
-        self._behind |= int(answer["header"]["revision"]) < self._revision
-        return [
-            Entry(decode(kv["key"])[len(stem) :], decode(kv.get("value", "")), int(kv["mod_revision"]))
-            for kv in answer.get("kvs", ())
-        ]
+        try:
+            self._behind |= int(answer["header"]["revision"]) < self._revision
+            return [
+                Entry(decode(kv["key"])[len(stem) :], decode(kv.get("value", "")), int(kv["mod_revision"]))
+                for kv in answer.get("kvs", ())
+            ]
+        except (KeyError, ValueError, TypeError) as error:
+            raise CatalogError(f"etcd answered with something else than was asked for: {error!r}") from error
 
     def age_s(self) -> float:
         """Return how old what was read is at most, in seconds; infinite when nobody knows."""

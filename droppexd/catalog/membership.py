@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from droppexd.errors import CatalogError
-from droppexd.folders import replace_file
+from droppexd.folders import read_small_file, replace_file
 
 MEMBERSHIP_FILE = "cluster.json"
 """Its name in a controller's folder."""
@@ -33,14 +33,10 @@ def read_membership(folder: Path) -> Membership | None:
     """Return what is remembered in this folder, or None. Blocking. Raise CatalogError when it is damaged."""
     path = folder / MEMBERSHIP_FILE
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except FileNotFoundError:
-        return None
+        text = read_small_file(path, _MOST_BYTES)
+        return None if text is None else _parsed(text)
     except OSError as error:
         raise CatalogError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return _parsed(text)
     except (ValueError, TypeError, KeyError) as error:
         raise CatalogError(
             f"{path} is damaged ({error}); take it away and start this controller with --master"
@@ -48,8 +44,6 @@ def read_membership(folder: Path) -> Membership | None:
 
 
 def _parsed(text: bytes) -> Membership:
-    if len(text) > _MOST_BYTES:
-        raise ValueError("it is too long")
     fields = json.loads(text)
     if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
         raise ValueError("not a format that this release reads")

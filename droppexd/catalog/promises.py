@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from droppexd.errors import CatalogError
-from droppexd.folders import replace_file
+from droppexd.folders import read_small_file, replace_file
 from droppexd.runtime import RunBlocking
 
 PROMISE_FILE = "promise.json"
@@ -19,6 +19,7 @@ MOST_LED = 64
 """Terms of its own that a controller remembers."""
 
 MOST_NAMES = 16
+"""What a controller was called, that is remembered."""
 
 _FORMAT = 1
 _MOST_BYTES = 64 * 1024
@@ -82,14 +83,10 @@ class SimulatedPromises:
 
 def _read(path: Path) -> Promise:
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except FileNotFoundError:
-        return Promise()
+        text = read_small_file(path, _MOST_BYTES)
+        return Promise() if text is None else _parsed(text)
     except OSError as error:
         raise CatalogError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return _parsed(text)
     except (ValueError, TypeError, KeyError) as error:
         raise CatalogError(
             f"{path} is damaged ({error}). It says which master this controller listens to: take away the "
@@ -98,8 +95,6 @@ def _read(path: Path) -> Promise:
 
 
 def _parsed(text: bytes) -> Promise:
-    if len(text) > _MOST_BYTES:
-        raise ValueError("it is too long")
     fields = json.loads(text)
     if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
         raise ValueError("not a format that this release reads")

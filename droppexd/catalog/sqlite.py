@@ -17,7 +17,6 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -145,7 +144,10 @@ def take_lock(path: Path, *, make: bool = True) -> int:
 
 
 class RecentRows:
-    """The last rows of the log, for followers that keep up: they need not be read from the file."""
+    """The last rows of the log, for followers that keep up: they need not be read from the file.
+
+    For one thread: the file is written to from others.
+    """
 
     def __init__(self) -> None:
         self._rows: deque[LogRow] = deque()
@@ -169,7 +171,8 @@ class RecentRows:
             return None
         found: list[LogRow] = []
         size = 0
-        for row in islice(self._rows, revision + 1 - self._rows[0].revision, None):
+        for index in range(revision + 1 - self._rows[0].revision, len(self._rows)):
+            row = self._rows[index]  # Near the end, where a deque is quick.
             size += len(row.operations)
             if found and size > most_bytes:
                 break
@@ -208,7 +211,12 @@ class _File:
                 raise CatalogError(f"the catalogue {path} cannot be opened: {error}") from error
             raise
         self.revision: int = newest or 0
-        self.recent = RecentRows()
+        self.written: Sequence[LogRow] = ()
+        """The rows of the last `apply` or `append`."""
+        self.replaced = False
+        """Whether a whole copy has taken the place of everything."""
+        self.trimmed = 0
+        """The last revision that the log was rid of."""
         self._installed = -1
         """The last revision of a copy in the making."""
 
@@ -234,7 +242,7 @@ class _File:
                 rows.append(row)
             results.append(revision)
         self._commit(revision)
-        self.recent.add(rows)
+        self.written = rows
         return results
 
     def append(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
@@ -246,7 +254,7 @@ class _File:
         self._writer.execute("BEGIN IMMEDIATE")
         self._write_rows(rows, operations)
         self._commit(rows[-1].revision if rows else self.revision)
-        self.recent.add(rows)
+        self.written = rows
 
     def _write_rows(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
         writer = self._writer
@@ -276,7 +284,7 @@ class _File:
         keep = min(self._keep_revisions, int(self._keep_bytes * len(sizes) / max(1, sum(sizes))))
         last = min(newest - max(1, keep), oldest + _MOST_TRIMMED)
         self._writer.execute("DELETE FROM log WHERE revision <= ?", (last,))
-        self.recent.trim(last)
+        self.trimmed = last
 
     # -- a whole copy --------------------------------------------------------------------------
 
@@ -302,7 +310,7 @@ class _File:
             raise CatalogError("a copy of a catalogue without its last transaction")
         self._writer.execute("COMMIT")
         self.revision = self._installed
-        self.recent = RecentRows()
+        self.replaced, self.trimmed = True, 0
 
     def _holds(self, compare: Sequence[Compare]) -> bool:
         for key, revision in compare:
@@ -405,6 +413,7 @@ class SqliteEngine:
         self._runtime = runtime
         self._commits = BriefWork(runtime)
         self._revision = file.revision
+        self._recent = RecentRows()
         self._waiting: deque[WaitingTxn | _WaitingJob] = deque()
         self._wake = trio.Event()
         self._scan_lock = trio.Lock()
@@ -490,7 +499,7 @@ class SqliteEngine:
 
         Raise CatalogError when the log does not reach back that far any more.
         """
-        recent = self._file.recent.after(after_revision, most_bytes)
+        recent = self._recent.after(after_revision, most_bytes)
         if recent is not None:
             return recent
         async with self._scan_lock:
@@ -514,6 +523,14 @@ class SqliteEngine:
             with trio.CancelScope(shield=True), suppress(CatalogError):
                 await self._job(self._file.abandon)
             raise
+
+    def _remember(self) -> None:
+        """Keep the rows that the writer has just flushed; it writes nothing before this returns."""
+        if self._file.replaced:
+            self._recent, self._file.replaced = RecentRows(), False
+        self._recent.add(self._file.written)
+        self._file.written = ()
+        self._recent.trim(self._file.trimmed)
 
     async def _job(self, function: Callable[[], None]) -> None:
         """Have the writer do something else, in its turn, and once it has begun to the end."""
@@ -555,18 +572,21 @@ class SqliteEngine:
 
     async def _do(self, job: _WaitingJob) -> None:
         self._waiting.popleft()
+        job.error = CatalogError("the catalogue was closed before this change was written")
         try:
             await self._commits.run(job.function)
         except CatalogError as error:
             self._file.abandon()
-            job.fail(str(error))
+            job.error = error
         except sqlite3.Error as error:
             self._give_up(error)
-            job.fail(self._failure)
+            job.error = CatalogError(self._failure)
+        else:
+            job.error = None
+            self._remember()
         finally:
             self._revision = self._file.revision
-            if not job.done.is_set():
-                job.done.set()
+            job.done.set()
 
     async def _write_batch(self) -> None:
         batch: list[WaitingTxn] = []
@@ -582,6 +602,7 @@ class SqliteEngine:
                 txn.fail(self._failure)
             return
         self._revision = self._file.revision
+        self._remember()
         for txn, revision in zip(batch, revisions, strict=True):
             if revision is not None and self._watchers:
                 self._watchers.deliver(log_entries(revision, time_ms, txn.then))

@@ -17,7 +17,7 @@ from droppexd.catalog.replica import (
     unpack_rows,
 )
 from droppexd.catalog.terms import Position, read_history
-from droppexd.errors import CatalogError, DroppexError, IdentityError, PeerError
+from droppexd.errors import CatalogError, DroppexError, IdentityError, PeerError, RemoteProtocolError
 from droppexd.roles.log_shipping import PAGE_BYTES, cut, joined
 from droppexd.wire.replication_messages import EntriesPage, LogPage, ReadEntries, ReadLog
 from droppexd.wire.rpc import Answer, Call, Connections
@@ -155,6 +155,10 @@ class Catching:
                     if not began:
                         raise CatalogError(f"the controller at {address} has no catalogue to copy")
                 self._require_same_term(address, term, page.term)
+                if entries and entries[0].key < start:
+                    raise RemoteProtocolError(
+                        f"the controller at {address} sent entries that were sent before"
+                    )
                 await copy.put(entries)
                 copied += len(entries)
                 newest = page.revision

@@ -475,12 +475,16 @@ class _Controller:
 
     # -- housekeeping --------------------------------------------------------------------------
 
+    def choose_journals(self) -> None:
+        """Say which pools keep the journal, as they are now."""
+        pools = self._pools.infos()
+        self._mandate.keep_journals(self._journals.choose(pools), self._journals.most(pools))
+
     async def watch_pools(self) -> None:
         """Mark silent pools down, and choose those that keep the journal, for ever."""
         while True:
-            pools = self._pools.infos()
-            self._mandate.keep_journals(self._journals.choose(pools), self._journals.most(pools))
             await trio.sleep(self._settings.heartbeat_s / 2)
+            self.choose_journals()
             for record in self._pools.expire(self._clock.now()):
                 log.warning(
                     "pool down number=%d name=%s address=%s", record.number, record.name, record.address
@@ -685,6 +689,7 @@ class _OneOfGroup:
                     nursery.start_soon(controller.care.record_losses)
                     nursery.start_soon(controller.restore.run)
                     nursery.start_soon(controller.care.repair.run)
+                    controller.choose_journals()
                     self.front.leads(controller.mastership())
                     nursery.start_soon(controller.peers.run)
                     log.info("master of term %d at %s", catalogue.term, self.front.address)

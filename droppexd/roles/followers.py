@@ -211,11 +211,6 @@ class FollowersGroup:
         return self._led.cluster_id if self._led is not None else self._cluster_id
 
     @property
-    def replica(self) -> Replica:
-        """This controller's copy."""
-        return self._replica
-
-    @property
     def master(self) -> str:
         """The address of the master, as far as this controller knows; empty: nobody."""
         if self._led is not None:
@@ -226,11 +221,6 @@ class FollowersGroup:
     def leads(self) -> int:
         """The term of which this controller is the master; 0 when it is none."""
         return self._led.term if self._led is not None and self._led.begun.is_set() else 0
-
-    @property
-    def heard_s(self) -> float:
-        """How many seconds ago the master was heard from; infinite when it never was."""
-        return self._clock.now() - self._heard_at if self._heard_from else float("inf")
 
     @property
     def health(self) -> Health:

@@ -274,6 +274,8 @@ class Led:
         """
         if self.members.addresses.get(name) == address:
             return True
+        if name not in self._learners and len(self._learners) >= MAX_CONTROLLERS:
+            return False
         self._learners[name] = address, trio.current_time() + _LEARNER_S
         follower = self._followers.get(name)
         if follower is None or follower.address != address:

@@ -5,6 +5,7 @@ for nobody. A cluster whose controllers lost their disks gets its catalogue back
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from droppexd.wire.transport import Frame
 log = logging.getLogger("droppex.pool")
 
 _OPENING_S = 5.0
+_LOOK_S = 1.0
+"""Between two looks at the room on the disk, which a master fills by some MB in that time at most."""
 
 Body = Sequence[Frame]
 
@@ -62,6 +65,8 @@ class PoolJournal:
         self._ready = trio.Event()
         self._group: FollowersGroup | None = None
         self._failure = ""
+        self._room = True
+        self._look_at = -math.inf
         if folder.begun:
             self._wanted.set()
 
@@ -101,7 +106,10 @@ class PoolJournal:
 
     async def append_log(self, call: Call, request: AppendLog, body: Body) -> Answer:
         """Write down what the master sends. Raise StoreFull where the disk has no room for more."""
-        if body and not await self._has_room():
+        now = self._runtime.clock.now()
+        if now >= self._look_at:
+            self._room, self._look_at = await self._has_room(), now + _LOOK_S
+        if not self._room:
             raise StoreFull(f"the pool {self._name} has no room for the journal of the catalogue")
         return await (await self._opened()).append_log(call, request, body)
 

@@ -145,7 +145,11 @@ class Survey:
         return clusters.pop()
 
     async def ask(self, pools: dict[str, str]) -> None:
-        """Ask these pools, by address with their names, unless that was done."""
+        """Ask these pools, by address with their names, unless that was done.
+
+        Raise CatalogError when one of them is no pool, or does not say.
+        """
+        refusals: list[str] = []
 
         async def ask(address: str, name: str) -> None:
             request = ReadLog(cluster_id=b"", after=_NOWHERE, after_term=0)
@@ -155,7 +159,7 @@ class Survey:
                 log.info("no word from %s: %s", name, error)
                 self.silent[address] = name
             except DroppexError as error:
-                raise CatalogError(f"{address} does not say what it keeps: {error}") from error
+                refusals.append(f"{address} does not say what it keeps: {error}")
             else:
                 self.found[address] = page
                 self.silent.pop(address, None)
@@ -164,3 +168,5 @@ class Survey:
             for address, name in pools.items():
                 if address not in self.found:
                     nursery.start_soon(ask, address, name)
+        if refusals:
+            raise CatalogError(refusals[0])

@@ -1,7 +1,6 @@
 """Three controllers with a copy of the catalogue each, an app and pools, as real processes."""
 
 import json
-import time
 
 import pytest
 
@@ -126,7 +125,6 @@ def test_what_an_operator_sees_and_says(group, content, wait_until):
     wait_until(lambda: role_of(group, third) == "unreachable", "it is still there")
     group.droppex("controllers", "remove", third.name)
     first.kill()
-    time.sleep(1)
     needed = group.droppex("controllers", "remove", first.name, code=6)
     assert "--force" in needed.stderr
     group.droppex("controllers", "remove", first.name, "--force")

@@ -52,6 +52,10 @@ def test_everything_acknowledged_is_rebuilt_from_the_journals(cluster, content, 
 
     nobody = droppexd("catalog", "rebuild", "--from-pools", "tcp://127.0.0.1:1", "--data", lost, code=1)
     assert "no pool answers" in nobody.stderr
+    no_pool = droppexd(
+        "catalog", "rebuild", "--from-pools", cluster.app.addresses["app"], "--data", lost, code=1
+    )
+    assert "does not say what it keeps" in no_pool.stderr
     keeping = journals(cluster)
     keeping[0].kill()
     other = next(pool for pool in cluster.pools if pool not in keeping)

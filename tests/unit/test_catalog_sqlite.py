@@ -141,6 +141,45 @@ def test_what_its_user_raises_comes_out_as_it_is(tmp_path):
         trio.run(main)
 
 
+def test_rows_are_the_same_from_memory_and_from_the_file_while_others_write(tmp_path):
+    threads = Runtime(clock=FixedClock(), entropy=NoEntropy(), run_blocking=trio.to_thread.run_sync)
+
+    async def main():
+        async with open_sqlite_engine(tmp_path / "c", threads) as engine:
+            engine._commits._slow_until = math.inf  # As on a slow disk: commits go through threads.
+
+            async def write():
+                for number in range(600):
+                    await engine.txn([], [Operation(b"k%d" % (number % 9), bytes(20_000))])
+
+            async def follow():
+                after = 0
+                while after < 600:
+                    for row in await engine.rows(after, 100_000):
+                        after += 1
+                        assert row.revision == after
+                    await trio.sleep(0)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                nursery.start_soon(write)
+                for _ in range(3):
+                    nursery.start_soon(follow)
+            late = await engine.rows(1195, 10_000_000)
+            assert engine._recent.after(1195, 10_000_000) == late
+            assert engine._recent.after(1, 1000) is None  # Long gone from memory, and in the file.
+            assert [row.revision for row in late] == [1196, 1197, 1198, 1199, 1200]
+            assert engine._file.read_rows(1195, 10_000_000) == late
+            assert (await engine.rows(1, 1000))[0].revision == 2
+            async with engine.install() as copy:
+                await copy.append(late[:1])
+            assert engine.revision == 1196
+            assert [row.revision for row in await engine.rows(1195, 1000)] == [1196]
+            assert await engine.rows(1196, 1000) == []
+
+    trio.run(main)
+
+
 def test_the_log_is_bounded_by_its_size_too(tmp_path):
     async def main():
         async with open_sqlite_engine(tmp_path / "c.sqlite", RUNTIME, keep_bytes=400_000) as engine:
