@@ -41,7 +41,7 @@ async def promote_controller(session: Session, target: str, *, accept_loss: bool
     address = target if "://" in target else await _address_of(session, target)
     if accept_loss:
         plan = await client.promote(address, accept_loss=True, trial=True)
-        if plan.lost:
+        if plan.reached < plan.needed:
             output.note(f"{plan.reached} of the {plan.needed} controllers that are needed can be reached")
             for line in plan.lost:
                 output.note(f"this may be lost: {printable(line)}")

@@ -282,7 +282,7 @@ def rebuilt_lines(rebuilt: "Rebuilt", path: Path, *, exact: bool) -> list[str]:
     where = printable(str(path))
     if rebuilt.journal:
         facts = facts_text(rebuilt.facts, exact=exact)
-        lines = [f"{where}: rebuilt from the journal of the pool at {rebuilt.journal}, {facts}"]
+        lines = [f"{where}: rebuilt from the journal of the pool at {printable(rebuilt.journal)}, {facts}"]
     else:
         lines = [f"{where}: begun anew: no pool has a journal, so that only shards tell of files"]
     lines += [
