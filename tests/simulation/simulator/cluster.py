@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import trio
 
 from droppexd.catalog.group import Group, Mandate, SoleGroup
-from droppexd.catalog.keys import CLUSTER
+from droppexd.catalog.keys import CLUSTER, version_key
 from droppexd.catalog.keys import CONTROLLERS as MEMBERS
 from droppexd.catalog.promises import SimulatedPromises
 from droppexd.catalog.records import unpack_fields
@@ -28,7 +28,7 @@ from droppexd.runtime import Runtime
 from droppexd.store.simulated import SimulatedStore
 from droppexd.wire.codec import decode
 from droppexd.wire.memory import MemoryNetwork
-from droppexd.wire.messages import Reconciled, Verdicts
+from droppexd.wire.messages import Committed, Reconciled, Verdicts
 from droppexd.wire.rpc import Terms, open_connections
 from droppexd.wire.transport import Frame, Listener, Peer, Transport
 from tests.simulation.simulator.checks.copies import Agreed
@@ -45,6 +45,7 @@ CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for nu
 APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
 
 NO_CRASH = "no-crash"
+JOURNALED = "acknowledged-is-journaled"
 
 SYNC = 1
 """So many standbys confirm, of controllers that have copies."""
@@ -86,7 +87,7 @@ class Cluster:
             SeededEntropy(f"{seed} network"),
             delay_s=shape.delay_s,
             silence_s=shape.silence_s,
-            trace=trace.delivered,
+            trace=self._delivered,
         )
         self.processes: dict[str, Process] = {}
         self.wanted: dict[str, None] = {}
@@ -380,7 +381,16 @@ class Cluster:
 
         return JournalFolder(opened, disk.revision > 0, self._keep_lost)
 
-    def journaled(self, key: bytes) -> bool:
+    def _delivered(self, when: float, source: str, target: str, frames: Sequence[Frame]) -> None:
+        """Note a delivery; a receipt that reaches an app is for what a pool has in its journal."""
+        self.trace.delivered(when, source, target, frames)
+        if not self.shape.journal or source not in CONTROLLERS or target not in APPS:
+            return
+        message = decode(frames).message
+        if isinstance(message, Committed) and not self._journaled(version_key(message.receipt.version)):
+            self.world.report(JOURNALED, f"no journal has version {message.receipt.version}")
+
+    def _journaled(self, key: bytes) -> bool:
         """Whether a pool has written down a record under this key, whatever became of the pool since."""
         return any(
             key in disk.entries or any(entry.key == key for entry in disk.log)

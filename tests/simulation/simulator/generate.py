@@ -71,6 +71,9 @@ _SEVERAL_CONTROLLERS = 0.25
 _COPIES = 0.25
 """In so many of the others each of three controllers has a copy."""
 
+_TAKEOVERS = 0.06
+"""In so many plans with one controller another takes its place, and an app does not hear of it."""
+
 _LATE_VERDICTS = 0.08
 """In so many plans a pool is told that its damaged shards are dead after it has rebuilt them."""
 
@@ -110,6 +113,8 @@ def draw_plan(seed: int) -> Plan:
     elif (others := random.Random(f"copies {seed}")).random() < _COPIES:
         shape = replace(shape, controllers=3, copies=True, journal=others.choice((0, 0, 1)))
         rounds[0] = _with_promotions(others, rounds[0], numbers)
+    elif (others := random.Random(f"takeovers {seed}")).random() < _TAKEOVERS:
+        rounds[0] = _with_takeover(others, rounds[0], numbers)
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
 
 
@@ -146,6 +151,20 @@ def _with_promotions(draw: random.Random, part: Round, numbers) -> Round:
     faults = [fault for fault in faults if not any(_clash(fault, other) for other in part.faults)]
     ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
     return replace(part, faults=tuple(ordered), most_s=max(part.most_s, 30.0))
+
+
+def _with_takeover(draw: random.Random, part: Round, numbers) -> Round:
+    """Return the round with a second master, whom an app cannot hear: it stays with the first."""
+    first, second, _ = CONTROLLERS
+    at_s = draw.uniform(1, max(part.most_s * 0.6, 3.0))
+    faults = [
+        _of("takeover", at_s, 6.0, first),
+        *(_of("partition", at_s, 6.0, app, other=second) for app in APPS),
+    ]
+    faults = [replace(fault, number=next(numbers)) for fault in faults]
+    faults = [fault for fault in faults if not any(_clash(fault, other) for other in part.faults)]
+    ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
+    return replace(part, faults=tuple(ordered), most_s=max(part.most_s, 10.0))
 
 
 def _of(kind: str, at_s: float, for_s: float, one: str, *, other: str = "") -> Fault:
@@ -312,7 +331,7 @@ def _waiting(number: int) -> Operation:
 def _with_long_put(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
     """Return the round with a put that lasts until a pool is out that took shards of it."""
     extent = shape.chunk_size * EXTENT_CHUNKS
-    size = next(size for size in range(3 * extent, 4 * extent) if size not in sizes)
+    size = next(size for size in range(8 * extent, 9 * extent) if size not in sizes)
     sizes.add(size)
     put = Operation(
         number=next(numbers),
@@ -329,13 +348,16 @@ def _with_long_put(draw: random.Random, shape: Shape, part: Round, sizes: set[in
         number=next(numbers),
         kind=kind,
         at_s=draw.uniform(13, 20),
-        for_s=draw.choice((14.0, 30.0)),
+        for_s=40.0,
         one=draw.choice(shape.pools),
         other=next(iter(CONTROLLERS)) if kind == "partition" else "",
         amount=draw.random(),
         draw=draw.random(),
     )
-    return Round(operations=(put, *part.operations), faults=(*part.faults, fault), most_s=50.0)
+    others = (
+        one for one in part.faults if "app-" not in one.one + one.other
+    )  # With its app, the put would end.
+    return Round(operations=(put, *part.operations), faults=(*others, fault), most_s=50.0)
 
 
 def _draw_shape(draw: random.Random) -> Shape:

@@ -30,7 +30,8 @@ from tests.simulation.simulator.checks.rest import READABLE, RESTS
 from tests.simulation.simulator.checks.shards import DROPPED, FLUSHED, PLACED
 from tests.simulation.simulator.checks.terms import FENCED
 from tests.simulation.simulator.checks.versions import COUNTED, DEGRADED, STAYS_DEAD
-from tests.simulation.simulator.workload import EXACT, JOURNALED, RECORDED
+from tests.simulation.simulator.cluster import JOURNALED
+from tests.simulation.simulator.workload import EXACT, RECORDED
 
 Patch = Callable[[ExitStack], None]
 

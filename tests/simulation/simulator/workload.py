@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import trio
 
-from droppexd.catalog.keys import version_key
 from droppexd.client import Client, Download, open_client
 from droppexd.errors import Conflict, DroppexError, NotFound
 from droppexd.model import Layout, Role, VersionId
@@ -18,7 +17,6 @@ from tests.simulation.simulator.surroundings import BlockingWork, runtime_of
 
 EXACT = "exact-bytes"
 RECORDED = "acknowledged-is-recorded"
-JOURNALED = "acknowledged-is-journaled"
 
 _BETWEEN_TRIES_S = 1.0
 _WITHOUT_MASTER_S = 4.0
@@ -109,9 +107,6 @@ class Person:
                 call.replaced = receipt.replaced
                 self._world.made.setdefault(receipt.version, receipt.size)
                 self._saw(name, receipt.version, call)
-                cluster = self._cluster
-                if cluster.shape.journal and not cluster.journaled(version_key(receipt.version)):
-                    self._world.report(JOURNALED, f"no journal has version {receipt.version}, of {operation}")
             case Verb.GET | Verb.GET_RANGE:
                 await self._get(operation, call)
             case Verb.STAT:
