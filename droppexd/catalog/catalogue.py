@@ -39,6 +39,7 @@ from droppexd.catalog.keys import (
     NEXT_POOL,
     PLACEMENTS,
     POOLS,
+    REBUILT,
     RESTORED,
     SESSIONS,
     TERM,
@@ -77,6 +78,7 @@ from droppexd.catalog.records import (
 )
 from droppexd.catalog.repairs import (
     Barrier,
+    EndRebuild,
     EndRestore,
     LosePool,
     LoseShards,
@@ -224,6 +226,11 @@ class Catalogue:
     def restored_ms(self) -> int | None:
         """When the backup was written that this was restored from; None once all pools were compared."""
         return self._state.restored_ms
+
+    @property
+    def rebuilt_from(self) -> int | None:
+        """How many pools this was made anew from, while what only shards tell of is still to be adopted."""
+        return self._state.rebuilt_from
 
     def _compare_anew(self) -> None:
         drawn = int.from_bytes(self._runtime.entropy.token(_START_BYTES))
@@ -439,6 +446,10 @@ class Catalogue:
         """
         await self._change(EndRestore())
         self._compare_anew()
+
+    async def end_rebuild(self) -> None:
+        """Remember that all that shards alone tell of was adopted, as far as it can be read."""
+        await self._change(EndRebuild())
 
     async def settle(self) -> None:
         """Return when all changes that came before are committed or refused."""
@@ -758,7 +769,7 @@ async def read_all(engine: Engine, prefix: bytes) -> list[Entry]:
 
 
 async def _read_state(engine: Engine) -> State:
-    next_pool, totals, restored = await engine.get((NEXT_POOL, TOTALS, RESTORED))
+    next_pool, totals, restored, rebuilt = await engine.get((NEXT_POOL, TOTALS, RESTORED, REBUILT))
     if next_pool is None:
         raise CatalogError("the catalogue is damaged: the next number is missing; restore a copy of it")
     pools = [unpack_pool(entry.value) for entry in await read_all(engine, POOLS)]
@@ -767,6 +778,7 @@ async def _read_state(engine: Engine) -> State:
         next_pool=unpack_fields(next_pool.value, "next pool")[0],
         totals=unpack_totals(totals.value) if totals else Totals(),
         restored_ms=unpack_fields(restored.value, "restored")[0] if restored else None,
+        rebuilt_from=unpack_fields(rebuilt.value, "rebuilt")[0] if rebuilt else None,
         pools={pool.number: pool for pool in pools},
         controllers={controller.name: controller for controller in controllers},
         sessions={

@@ -31,6 +31,7 @@ from droppexd.catalog.keys import (
     OUTCOMES,
     PLACEMENTS,
     POOLS,
+    REBUILT,
     RESTORED,
     SESSIONS,
     SYNC,
@@ -81,7 +82,7 @@ Ts = TypeVarTuple("Ts")
 MOST_PROBLEMS = 1000
 _REPORT_EVERY = 1000
 
-_SINGLE = frozenset((CLUSTER, COPYING, TERM, TERMS, SYNC, NEXT_POOL, TOTALS, RESTORED))
+_SINGLE = frozenset((CLUSTER, COPYING, TERM, TERMS, SYNC, NEXT_POOL, TOTALS, RESTORED, REBUILT))
 _PREFIXES = (
     NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, CONTROLLERS, SESSIONS, OUTCOMES,
     PLACEMENTS
@@ -247,6 +248,9 @@ class _Check:
         restored = self._value(RESTORED)
         if restored is not None:
             self._decoded("mark of a restore", RESTORED, _only_number, restored, "restored")
+        rebuilt = self._value(REBUILT)
+        if rebuilt is not None:
+            self._decoded("mark of a rebuild", REBUILT, _only_number, rebuilt, "rebuilt")
         terms, sync = self._value(TERMS), self._value(SYNC)
         if terms is not None:
             self._decoded("list of terms", TERMS, unpack_terms, terms)

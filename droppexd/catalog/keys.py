@@ -15,7 +15,7 @@
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
 | `m/...` | the cluster, the term and those before it, the next pool's number, the totals; how many copies a
-change takes; whether this is a restored copy |
+change takes; whether this is a restored copy, or one that was made anew |
 """
 
 import struct
@@ -46,6 +46,8 @@ TOTALS = b"m/totals"
 COPYING = b"m/copying"
 """There while a whole catalogue is copied here, and only a part of it is."""
 RESTORED = b"m/restored"
+REBUILT = b"m/rebuilt"
+"""How many pools this was made anew from; there while what only shards tell of is still to be adopted."""
 
 Placement = tuple[int, int, tuple[int, ...]]
 """k, m, and the pool of each shard: all that the survival of an extent depends on."""

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from droppexd.catalog.batch import Batch
-from droppexd.catalog.keys import RESTORED, extent_key, garbage_key, parse_work, version_key, work_key
+from droppexd.catalog.keys import (
+    REBUILT,
+    RESTORED,
+    extent_key,
+    garbage_key,
+    parse_work,
+    version_key,
+    work_key,
+)
 from droppexd.catalog.records import StoredExtent, unpack_extent, unpack_garbage
 from droppexd.model import MISSING, ExtentId
 
@@ -168,6 +176,20 @@ class EndRestore:
         """Take the mark away."""
         batch.delete(RESTORED)
         batch.after_commit(lambda: setattr(batch.state, "restored_ms", None))
+
+
+@dataclass(frozen=True, slots=True)
+class EndRebuild:
+    """What shards alone told of was adopted, as far as it can be read."""
+
+    def reads(self) -> list[bytes]:
+        """Return nothing."""
+        return []
+
+    async def judge(self, batch: Batch) -> None:
+        """Take the mark away."""
+        batch.delete(REBUILT)
+        batch.after_commit(lambda: setattr(batch.state, "rebuilt_from", None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from droppexd.catalog.keys import (
     CONTROLLERS,
     NEXT_POOL,
     OUTCOMES,
+    REBUILT,
     RESTORED,
     SESSIONS,
     TERM,
@@ -65,10 +66,13 @@ class Restored(NamedTuple):
     """Where the catalogue that was there before is kept."""
 
 
-async def begin_incarnation(engine: Engine, entropy: Entropy, *, written_ms: int, above_term: int = 0) -> int:
+async def begin_incarnation(
+    engine: Engine, entropy: Entropy, *, written_ms: int, above_term: int = 0, rebuilt_from: int | None = None
+) -> int:
     """Make the catalogue in an engine one that was restored; return its term, which no master has yet.
 
     `written_ms`, for people, is when its last transaction was written; `above_term` a term that has been.
+    With `rebuilt_from` it was made anew from what so many pools keep.
     """
     cluster, term, terms, next_pool = await engine.get((CLUSTER, TERM, TERMS, NEXT_POOL))
     if cluster is None or term is None or next_pool is None:
@@ -88,6 +92,8 @@ async def begin_incarnation(engine: Engine, entropy: Entropy, *, written_ms: int
         Operation(NEXT_POOL, pack_fields((free,))),
         Operation(RESTORED, pack_fields((written_ms,))),
     ]
+    if rebuilt_from is not None:
+        operations.append(Operation(REBUILT, pack_fields((rebuilt_from,))))
     if await engine.txn([compare_term(term)], operations) is None:
         raise CatalogError("the catalogue is in use by a controller")
     return number

@@ -59,6 +59,8 @@ class State:
     placements: dict[Placement, Counts] = field(default_factory=dict)
     out: frozenset[int] = frozenset()
     """Pools that the master counts as lost for good; their shards are recorded as missing."""
+    rebuilt_from: int | None = None
+    """How many pools this was made anew from, while what only shards tell of is still to be adopted."""
     restored_ms: int | None = None
     """When the backup was written that this catalogue was restored from, while pools are to be compared with
     it; None otherwise. While it is set, shards of extents that have a record are nowhere dead."""

@@ -243,8 +243,8 @@ def rebuild(
     """Make a lost catalogue anew from the journals that pools keep. No controller runs, and the pools do.
 
     The folder of the catalogue must be empty. Of the pools named, and all that they know of, the journal that
-    goes furthest is taken: it has all that was acknowledged. What no journal knows stays on the pools; start
-    the controller, and see `droppex orphans`.
+    goes furthest is taken: it has all that was acknowledged. Start the controller then: what only shards tell
+    of is put into the folder lost+found, marked uncertain, and `droppex orphans` shows what cannot be read.
     """
 
     def command() -> int:
@@ -279,20 +279,23 @@ def rebuild(
 
 def rebuilt_lines(rebuilt: "Rebuilt", path: Path, *, exact: bool) -> list[str]:
     """Return what a rebuild came to, for people."""
+    from droppexd.cli.render import count_text
+
     where = printable(str(path))
     if rebuilt.journal:
         facts = facts_text(rebuilt.facts, exact=exact)
         lines = [f"{where}: rebuilt from the journal of the pool at {printable(rebuilt.journal)}, {facts}"]
     else:
-        lines = [f"{where}: begun anew: no pool has a journal, so that only shards tell of files"]
+        pools = count_text(rebuilt.asked, "pool")
+        lines = [f"{where}: begun anew for {pools}: no pool has a journal, so that only shards tell of files"]
     lines += [
         f"the pool {printable(name)} did not answer: what it alone may know of is not in there"
         for name in rebuilt.silent
     ]
     return [
         *lines,
-        "start the controller; what it does not know of is then shown by `droppex orphans`, and",
-        "`droppex orphans adopt --all` puts it into the folder lost+found, marked uncertain",
+        "start the controller; once all pools have compared with it, files of which only shards tell are put",
+        "into the folder lost+found, marked uncertain, and `droppex orphans` shows what cannot be read",
     ]
 
 

@@ -1,19 +1,30 @@
 """Shards of histories that the catalogue does not know: what all pools have of them, and their adoption.
 
 The pools list in the order of extents, so that pages of all of them are merged with bounded memory. An
-adoption reads a whole version, so it goes on between the questions of the client that waits for it.
+adoption reads a whole version, so it goes on between the questions of the client that waits for it. After a
+catalogue was made anew from pools, the master has an app adopt everything.
 """
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import blake3
 import trio
 
-from droppexd.errors import Conflict, DroppexError, PeerBusy, PeerError
+from droppexd.client.orphans import OrphanListing, OrphanState, OrphanVersion
+from droppexd.errors import (
+    Conflict,
+    DroppexError,
+    IntegrityError,
+    InvalidRequest,
+    NotEnoughShards,
+    PeerBusy,
+    PeerError,
+)
 from droppexd.model import (
     Extent,
     ExtentId,
@@ -32,6 +43,7 @@ from droppexd.roles.master import MasterLink
 from droppexd.roles.orphans import adopted_name, candidate, check_whole, describe_extent, not_enough
 from droppexd.roles.pool_check import ShardState
 from droppexd.runtime import Runtime
+from droppexd.wire.group_messages import AdoptAll, AllAdopted
 from droppexd.wire.messages import (
     ORPHANS_AT_ONCE,
     ORPHANS_LIMIT,
@@ -92,6 +104,18 @@ class _Adopting:
     done: trio.Event = field(default_factory=trio.Event)
 
 
+@dataclass(eq=False, slots=True)
+class _AdoptingAll:
+    """The adoption of everything."""
+
+    folder: str
+    asked_at: float
+    adopted: int = 0
+    left: int = 0
+    error: DroppexError | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
 class Orphans:
     """The app's part in all talk about orphans. `run` is its task."""
 
@@ -114,22 +138,30 @@ class Orphans:
         self._budget = budget
         self._adoptions: dict[VersionId, _Adopting] = {}
         self._room = trio.CapacityLimiter(_ADOPTIONS_AT_ONCE)
-        self._begin: Callable[[_Adopting], None] | None = None
+        self._all: _AdoptingAll | None = None
+        self._nursery: trio.Nursery | None = None
 
     def handlers(self) -> Mapping[type[Request[Any]], Handler]:
         """Return the handlers by kind of request."""
-        return {ListOrphans: self.list_orphans, AdoptOrphan: self.adopt_orphan}
+        return {
+            ListOrphans: self.list_orphans,
+            AdoptOrphan: self.adopt_orphan,
+            AdoptAll: self.adopt_all,
+        }
 
     async def run(self) -> None:
         """Carry adoptions out, for ever."""
         async with trio.open_nursery() as nursery:
-            self._begin = lambda adopting: nursery.start_soon(self._adopt, adopting)
+            self._nursery = nursery
             await trio.sleep_forever()
 
     # -- listing -------------------------------------------------------------------------------
 
     async def list_orphans(self, _call: Call, request: ListOrphans, _body: Body) -> Answer:
         """Return a page of extents without a record, as the shards on all pools that can be asked tell."""
+        return await self._listed(request)
+
+    async def _listed(self, request: ListOrphans) -> OrphansListed:
         pools = self._registration.view.map.pools
         asked = [pool for pool in pools if pool.readable]
         limit = min(ORPHANS_LIMIT, max(_LEAST_PAGE, _SHARDS_AT_ONCE // max(1, len(asked))))
@@ -196,10 +228,10 @@ class Orphans:
     def _start(self, request: AdoptOrphan, now: float) -> _Adopting:
         adopted_name(request.folder, "", request.version)
         under_way = sum(not one.done.is_set() for one in self._adoptions.values())
-        if under_way >= _MOST_ADOPTIONS or self._begin is None:
+        if under_way >= _MOST_ADOPTIONS or self._nursery is None:
             raise PeerBusy("the app has as many adoptions under way as it takes; try again later")
         adopting = self._adoptions[request.version] = _Adopting(request, now)
-        self._begin(adopting)
+        self._nursery.start_soon(self._adopt, adopting)
         return adopting
 
     async def _adopt(self, adopting: _Adopting) -> None:
@@ -211,6 +243,69 @@ class Orphans:
             log.warning("version not adopted version=%s: %s", adopting.request.version, error)
             adopting.error = error
         adopting.done.set()
+
+    # -- adopting everything -------------------------------------------------------------------
+
+    async def adopt_all(self, _call: Call, request: AdoptAll, _body: Body) -> Answer:
+        """Begin to adopt everything that can be read, or tell how far that is."""
+        now = self._clock.now()
+        everything = self._all
+        if everything is None or everything.folder != request.folder:
+            if self._nursery is None or everything is not None:
+                raise PeerBusy("the app adopts into another folder just now, or is about to end")
+            everything = self._all = _AdoptingAll(request.folder, now)
+            self._nursery.start_soon(self._adopt_all, everything)
+        everything.asked_at = now
+        with trio.move_on_after(_POLL_S):
+            await everything.done.wait()
+        if everything.done.is_set():
+            self._all = None
+            if everything.error is not None:
+                raise everything.error
+        return AllAdopted(adopted=everything.adopted, left=everything.left, done=everything.done.is_set())
+
+    async def _adopt_all(self, everything: _AdoptingAll) -> None:
+        listing = OrphanListing(self._listed)
+        places = trio.CapacityLimiter(_ADOPTIONS_AT_ONCE)
+        try:
+            async with trio.open_nursery() as nursery:
+                async for orphan in listing:
+                    if everything.error is None and listing.away:
+                        # Of what they alone hold a part, the rest would pass for the whole.
+                        everything.error = PeerError(f"pools cannot be asked: {', '.join(listing.away)}")
+                    if everything.error is None and self._clock.now() - everything.asked_at > _FORGET_S:
+                        everything.error = PeerError("nobody asked about the adoption any more")
+                    if everything.error is not None:
+                        break
+                    if orphan.version is None or orphan.state not in (OrphanState.WHOLE, OrphanState.OPEN):
+                        everything.left += 1
+                        continue
+                    await places.acquire_on_behalf_of(orphan)
+                    nursery.start_soon(self._adopt_one_of_all, everything, orphan, places)
+        except DroppexError as error:
+            everything.error = everything.error or error
+        everything.done.set()
+
+    async def _adopt_one_of_all(
+        self, everything: _AdoptingAll, orphan: OrphanVersion, places: trio.CapacityLimiter
+    ) -> None:
+        assert orphan.version is not None
+        try:
+            request = AdoptOrphan(
+                version=orphan.version,
+                extents=tuple([extent.id for extent in orphan.extents]),
+                folder=everything.folder,
+            )
+            await self._read_and_commit(_Adopting(request, math.inf))
+        except (Conflict, NotEnoughShards, IntegrityError, InvalidRequest) as error:
+            log.warning("version not adopted version=%s: %s", orphan.version, error)
+            everything.left += 1
+        except DroppexError as error:
+            everything.error = everything.error or error
+        else:
+            everything.adopted += 1
+        finally:
+            places.release_on_behalf_of(orphan)
 
     async def _read_and_commit(self, adopting: _Adopting) -> Receipt:
         request = adopting.request

@@ -200,7 +200,7 @@ class _Controller:
         self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
         self.care.pools_changed()
         self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
-        self.restore = RestoreWatch(catalogue, self._pools)
+        self.restore = RestoreWatch(catalogue, self._pools, connections, settings.replace_after_s)
         self.peers = Peers(
             catalogue=catalogue,
             front=front,
@@ -462,7 +462,9 @@ class _Controller:
                         started_s=started_s,
                         down_after_s=self._settings.down_after_s,
                         restored_ms=self._catalogue.restored_ms,
+                        adopted=self.restore.adopted if self._catalogue.rebuilt_from is not None else None,
                         uncompared=self.restore.waits_for(),
+                        awaited=self.restore.awaited(),
                     ),
                 ),
                 empty_files=totals.empty_files,

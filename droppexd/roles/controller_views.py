@@ -75,17 +75,25 @@ def warnings(
     started_s: float,
     down_after_s: float,
     restored_ms: int | None = None,
+    adopted: int | None = None,
     uncompared: Sequence[PoolRecord] = (),
+    awaited: int = 0,
 ) -> tuple[str, ...]:
     """Return what a person should know of, one sentence each.
 
     `quarantined` counts shards of unknown histories, `started_s` is how long this master has been at work.
     `restored_ms` is when the backup was written that the catalogue was restored from, and `uncompared` are
-    the pools that were not compared with it yet.
+    the pools that were not compared with it yet. `adopted` is how many files were found by shards alone; None
+    when none are looked for, and `awaited` how many pools it was made from that have not come yet.
     """
     found: list[str] = []
     if restored_ms is not None:
-        found.append(_restored(restored_ms, uncompared))
+        found.append(_restored(restored_ms, uncompared, awaited, rebuilt=adopted is not None))
+    elif adopted is not None:
+        found.append(
+            "the catalogue was made anew from what pools keep. Files of which only shards tell are being "
+            f"read and put below lost+found, marked uncertain: {adopted} so far"
+        )
     down = [pool for pool in pools if pool.state == PoolState.DOWN]
     if down and started_s < down_after_s:
         found.append(
@@ -132,13 +140,18 @@ def warnings(
     return tuple(found[:_MAX_WARNINGS])
 
 
-def _restored(written_ms: int, uncompared: Sequence[PoolRecord]) -> str:
-    """Return what to say of a catalogue that was restored."""
+def _restored(written_ms: int, uncompared: Sequence[PoolRecord], awaited: int, *, rebuilt: bool) -> str:
+    """Return what to say of a catalogue that was restored or rebuilt."""
     when = datetime.fromtimestamp(written_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
     names = [f"{pool.name} ({pool.machine})" for pool in uncompared]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     left = f"not compared yet: {', '.join(names[:_NAMED])}{more}" if names else "nearly all is compared"
+    if awaited:
+        left = f"{awaited} of the pools that it was made from have not come yet"
+    source = f"restored from a backup of {when}"
+    if rebuilt:
+        source = f"rebuilt from a pool's journal of {when}" if written_ms else "begun anew from shards alone"
     return (
-        f"the catalogue was restored from a backup of {when}. Until all pools are compared with it, nothing "
+        f"the catalogue was {source}. Until all pools are compared with it, nothing "
         f"that it knows is cleared away; {left}. If one is lost for good, `droppex pools replace` says so"
     )

@@ -2,8 +2,9 @@
 
 Of the journals that are found the one that goes furthest is copied whole: it has all that was acknowledged
 while it was one of those that are waited for. What it does not know, shards of which only their headers tell,
-pools keep, and `droppex orphans` shows it once a controller serves what was rebuilt. As after the restore of
-a backup a new incarnation begins, and nothing is dropped until all pools have compared.
+pools keep. The catalogue has a mark, on which the master that serves it has an app read that and adopt it
+(`controller_restored.py`). As after the restore of a backup a new incarnation begins, and nothing is dropped
+until all pools have compared.
 """
 
 import logging
@@ -18,7 +19,7 @@ import trio
 from droppexd.catalog.catalogue import read_all
 from droppexd.catalog.copies import Facts, open_locked_catalogue, read_facts
 from droppexd.catalog.engine import Compare, Operation
-from droppexd.catalog.keys import CLUSTER, NEXT_POOL, POOLS, RESTORED
+from droppexd.catalog.keys import CLUSTER, NEXT_POOL, POOLS, REBUILT, RESTORED
 from droppexd.catalog.records import pack_fields, unpack_pool
 from droppexd.catalog.replacement import commit_replacement, finish_replacement
 from droppexd.catalog.replica import Replica
@@ -98,20 +99,23 @@ async def collect(replica: Replica, survey: "Survey", cluster_id: bytes, runtime
         members = [pool for pool in pools if pool.membership != Membership.REMOVED]
         await survey.ask({pool.address: pool.name for pool in members})
     if not copied:
-        await _begin_empty(replica, cluster_id, runtime)
+        await _begin_empty(replica, cluster_id, len(survey.found), runtime)
         return 0
     (newest,) = await replica.rows(replica.revision - 1, 1)
-    await begin_incarnation(replica, runtime.entropy, written_ms=newest.time_ms)
+    await begin_incarnation(
+        replica, runtime.entropy, written_ms=newest.time_ms, rebuilt_from=len(survey.found)
+    )
     return newest.time_ms
 
 
-async def _begin_empty(replica: Replica, cluster_id: bytes, runtime: Runtime) -> None:
+async def _begin_empty(replica: Replica, cluster_id: bytes, pools: int, runtime: Runtime) -> None:
     """Begin a catalogue of this cluster that knows nothing."""
     operations = [
         Operation(CLUSTER, pack_fields((cluster_id, runtime.entropy.token(16)))),
         *begin_term(TERMS_AHEAD, None, None),
         Operation(NEXT_POOL, pack_fields((1,))),
         Operation(RESTORED, pack_fields((0,))),
+        Operation(REBUILT, pack_fields((pools,))),
     ]
     await replica.txn([Compare(CLUSTER, 0)], operations)
 

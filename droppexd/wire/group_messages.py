@@ -1,11 +1,11 @@
-"""The messages of several controllers: who is the master, who joins, and how each of them is.
+"""The messages of controllers: who is the master, who joins, how each of them is, and what apps do for them.
 
 Their kinds are numbered from 120.
 """
 
 from typing import Annotated
 
-from droppexd.model import Address, ControllerAddresses, ControllerInfo, Label, Role, Token16
+from droppexd.model import Address, ControllerAddresses, ControllerInfo, FileName, Label, Role, Token16
 from droppexd.schema import Bounds
 from droppexd.wire.messages import BootId, Done, Reply, Request, message
 
@@ -64,6 +64,26 @@ class ControllersListed(Reply):
 @message(124, reply=ControllersListed, callers=_CLIENT)
 class ListControllers(Request[ControllersListed]):
     """Ask which controllers there are. Asked of an app, which asks each of them."""
+
+
+@message(143)
+class AllAdopted(Reply):
+    """How far the adoption of all orphans is. `left` cannot be read with what is there, and stay orphans."""
+
+    adopted: Annotated[int, Bounds(0, 2**48)]
+    left: Annotated[int, Bounds(0, 2**48)]
+    done: bool
+
+
+@message(142, reply=AllAdopted, callers=_CONTROLLER)
+class AdoptAll(Request[AllAdopted]):
+    """Have an app read every version that the catalogue does not know, and give it a name in `folder`.
+
+    It is answered after some seconds, done or not: ask again, for an app that is not asked gives up. An app
+    refuses while a pool cannot be asked.
+    """
+
+    folder: FileName
 
 
 @message(129)

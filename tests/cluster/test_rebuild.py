@@ -100,3 +100,36 @@ def test_a_journal_is_a_catalogue_that_can_be_restored_and_checked(cluster, cont
     pool.start()
     cluster.wait_until_up()
     assert cluster.get("docs/one") == data
+
+
+def test_what_only_shards_tell_of_is_put_below_lost_and_found(new_cluster, content, wait_until, droppexd):
+    with new_cluster(pools=4, **SETTINGS) as cluster:  # On one machine: there is no journal.
+        stored = {f"docs/{number}": content(size, number) for number, size in enumerate((10, 5000, 300_000))}
+        for name, data in {**stored, "docs/torn": content(LARGE)}.items():
+            cluster.put(name, data)
+        torn = cluster.shard_files("docs/torn")
+        cluster.controller.kill()
+        shutil.rmtree(cluster.controller.data)
+        for file in torn[1:]:
+            file.unlink()
+        named = [argument for pool in cluster.pools for argument in ("--from-pools", pool.address)]
+        rebuilt = droppexd("catalog", "rebuild", *named, "--data", cluster.controller.data, code=0)
+        assert "begun anew for 4 pools: no pool has a journal" in rebuilt.stdout
+        assert "lost+found" in rebuilt.stdout
+        cluster.controller.start()
+        cluster.wait_until_up()
+        wait_until(
+            lambda: sorted(cluster.names()) == sorted(f"lost+found/{name}" for name in stored),
+            "not all is found",
+        )
+        wait_until(
+            lambda: not any("lost+found" in warning for warning in cluster.status().warnings),
+            "the search does not end",
+        )
+        for name, data in stored.items():
+            assert cluster.get(f"lost+found/{name}") == data
+        metadata = dict(cluster.describe("lost+found/docs/1").metadata)
+        assert metadata["adopted"].startswith("uncertain")
+        left = cluster.droppex("orphans").stdout
+        assert "docs/torn" in left
+        assert "incomplete" in left

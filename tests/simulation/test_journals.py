@@ -6,7 +6,6 @@ import pytest
 import trio
 
 from droppexd.catalog.simulated import SimulatedEngine
-from droppexd.client import OrphanState
 from droppexd.errors import PeerError
 from droppexd.model import PoolState, Role
 from droppexd.roles.controller_journals import JournalPools
@@ -141,8 +140,8 @@ async def test_who_is_promoted_with_a_loss_takes_over_what_a_journal_has(cluster
     assert await client.get_bytes("docs/late") == CONTENT
 
 
-@story(journal=0)
-async def test_without_any_journal_what_the_shards_tell_is_kept_below_lost_and_found(cluster, client):
+async def rebuild_without_journal(cluster) -> None:
+    """Lose the only controller's disk, and begin another catalogue for the pools."""
     await cluster.kill(FIRST)
     del cluster.copies[FIRST]
     assert keeping(cluster) == []
@@ -159,14 +158,37 @@ async def test_without_any_journal_what_the_shards_tell_is_kept_below_lost_and_f
     copy = cluster.copies[FIRST] = Copy(begins=True)
     copy.disk = engine.disk
     await cluster.start_follower(FIRST)
+
+
+async def all_names(client) -> list[str]:
+    return [entry.name async for entry in client.list("", recursive=True)]
+
+
+@story(journal=0)
+async def test_without_any_journal_what_the_shards_tell_is_kept_below_lost_and_found(cluster, client):
+    await rebuild_without_journal(cluster)
     with trio.fail_after(300):
-        while not (orphans := [orphan async for orphan in client.orphans()]):
+        while "lost+found/docs/first" not in await all_names(client):
             await trio.sleep(1)
-        while orphans[0].state != OrphanState.WHOLE:
+        while any("lost+found" in warning for warning in (await client.status()).status.warnings):
             await trio.sleep(1)
-            orphans = [orphan async for orphan in client.orphans()]
-    await client.adopt_orphan(orphans[0], folder="lost+found")
     assert await client.get_bytes("lost+found/docs/first") == CONTENT
+    described = await client.describe("lost+found/docs/first")
+    assert dict(described.metadata)["adopted"].startswith("uncertain")
+
+
+@story(journal=0)
+async def test_nothing_is_adopted_while_a_pool_is_away_that_may_know_of_more(cluster, client):
+    await rebuild_without_journal(cluster)
+    await cluster.kill("pool-1")
+    await trio.sleep(120)
+    assert await all_names(client) == []
+    (warning, *_) = (await client.status()).status.warnings
+    assert "begun anew from shards alone" in warning
+    await cluster.start_pool("pool-1")
+    with trio.fail_after(60):
+        while await all_names(client) != ["lost+found/docs/first"]:
+            await trio.sleep(1)
 
 
 def test_pools_on_the_machine_of_the_master_keep_no_journal():
