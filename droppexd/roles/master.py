@@ -17,6 +17,10 @@ FAILOVER_S = 35.0
 _ATTEMPT_S = 5.0
 """One controller gets this long before the next is tried."""
 
+_LEAST_S = 0.1
+"""With less time left nobody else is asked: who gets no answer gives the connection up, and with it what others
+wait for there."""
+
 _PAUSE_S = (0.05, 0.5)
 """Between two rounds over all controllers: long enough not to spin, short enough not to be noticed."""
 
@@ -49,6 +53,7 @@ class MasterLink:
         self._connections = connections
         self._seeds = tuple(controllers)
         self._told: tuple[str, ...] = ()
+        self._followed = ""
         self._found: tuple[str, ...] = ()
         self._find = find
         self._find_at = -math.inf
@@ -70,10 +75,14 @@ class MasterLink:
     def follow(self, address: str, controllers: Sequence[str]) -> None:
         """Take a master's word that it is the master now, and for which controllers there are.
 
-        Calls that wait for another are put to this one at once: the other may stand still for long.
+        Calls that wait for another are put to this one at once: the other may stand still for long. A word
+        that was heard before changes nothing: whoever asks elsewhere since has found no master there.
         """
-        former, self._address, self._in_vain = self._address, address, 0
         self._told = tuple(controllers)
+        if address == self._followed:
+            return
+        self._followed = address
+        former, self._address, self._in_vain = self._address, address, 0
         if former != address:
             self._connections.disconnect(former)
 
@@ -81,17 +90,22 @@ class MasterLink:
         """Return the master's answer; raise what it raises, or PeerError when no master answers in time."""
         deadline = self._runtime.clock.now() + timeout_s
         asked = 0
+        failure: DroppexError | None = None
         reason: DroppexError | None = None
         # Why, in the words of a controller that knows of no master: says more than that time ran out.
         while True:
             remaining_s = deadline - self._runtime.clock.now()
+            if failure is not None and remaining_s < _LEAST_S:
+                raise PeerError(
+                    f"no master answers at {', '.join(self.known)}: {reason or failure}"
+                ) from failure
             address = self._address
             try:
                 reply, _ = await self._connections.call(
                     address, request, body, timeout_s=max(0.001, min(remaining_s, _ATTEMPT_S))
                 )
             except NotMaster as error:
-                failure: DroppexError = error
+                failure = error
                 reason = reason if error.address else error
                 self._leave(address, error.address)
             except NotAuthorised:
@@ -103,10 +117,6 @@ class MasterLink:
                 self._in_vain = 0
                 return reply
             asked += 1
-            if self._runtime.clock.now() >= deadline:
-                raise PeerError(
-                    f"no master answers at {', '.join(self.known)}: {reason or failure}"
-                ) from failure
             if self._in_vain >= len(self.known):
                 await self._look_around(failure, deadline)
             if asked % len(self.known) == 0:

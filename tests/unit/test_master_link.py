@@ -207,3 +207,52 @@ def test_a_masters_word_ends_the_wait_for_one_that_stands_still(play):
         assert trio.current_time() - began < 1  # Of the mock clock: nobody waited for the silent one.
 
     play(story)
+
+
+def test_a_call_that_is_nearly_out_of_time_gives_no_connection_up(play):
+    """What others wait for on it would be lost with it."""
+
+    async def story(stage):
+        async def ping(_call, request, _body):
+            await trio.sleep(0.05)
+            raise NotMaster("no idea")
+
+        standby = await stage.serve("standby", {Ping: ping}, role=Role.CONTROLLER)
+        connections = await stage.connections("app")
+        failures = []
+
+        async def ask_always():
+            while True:
+                try:
+                    await connections.call(standby, Ping(), timeout_s=30)
+                except NotMaster:
+                    pass
+                except PeerError as error:
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_always)
+            for number in range(40):
+                link = MasterLink(connections, [standby], stage.runtime)
+                with pytest.raises(PeerError, match="no master answers"):
+                    await link.call(Ping(), timeout_s=1 + number / 40)
+            nursery.cancel_scope.cancel()
+        assert failures == []
+
+    play(story)
+
+
+def test_a_word_that_is_repeated_does_not_bring_back_who_has_looked_elsewhere(play):
+    async def story(stage):
+        _, (first, second) = await controllers(stage, "first", "second")
+        link = await link_to(stage, first, second)
+        link.follow(first, [first])
+        stage.network.kill("first")
+        assert (await link.call(Ping(), timeout_s=5)).name == "second"
+        link.follow(first, [first])
+        assert link.address == second
+        link.follow(second, [second])
+        link.follow(first, [first])
+        assert link.address == first
+
+    play(story)
