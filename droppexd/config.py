@@ -140,6 +140,14 @@ def _bucket(value: object) -> str:
     raise ValueError(f"{value!r} is neither https://HOST/... nor file:///PATH")
 
 
+def _cluster_id(value: object) -> str:
+    """Return the 32 hex digits of a cluster's id."""
+    text = _text(value)
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        raise ValueError(f"{text!r} is not the id of a cluster, which has 32 hex digits")
+    return text
+
+
 def _public_key(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise ValueError(f"{value!r} is not a public key of 64 hexadecimal digits")
@@ -269,6 +277,14 @@ class Config:
             repeatable=True,
         ),
     ] = ()
+    cluster: Annotated[
+        str,
+        Option(
+            _or_empty(_cluster_id),
+            "The id of the cluster, which a controller without a catalogue begins (droppexd init).",
+            metavar="HEX",
+        ),
+    ] = ""
     bucket: Annotated[
         str,
         Option(
@@ -494,7 +510,12 @@ class Config:
         str, Option(_path, "File with the secret key that all servers of the cluster share.", metavar="FILE")
     ] = ""
     keys_members: Annotated[
-        str, Option(_path, "File with the public keys of all who may connect.", metavar="FILE")
+        str,
+        Option(
+            _path,
+            "File with the public keys of who may connect besides those that the catalogue names.",
+            metavar="FILE",
+        ),
     ] = ""
 
     def listen_address(self, role: Role) -> str:
@@ -755,8 +776,10 @@ def _address_complaints(config: Config) -> list[str]:
             for address in config.controllers
             if not is_loopback(address)
         )
-    if len({bool(config.keys_own), bool(config.keys_cluster), bool(config.keys_members)}) > 1:
-        problems.append("keys.own, keys.cluster and keys.members are needed together")
+    if bool(config.keys_own) != bool(config.keys_cluster):
+        problems.append("keys.own and keys.cluster are needed together")
+    if config.keys_members and not config.keys_own:
+        problems.append("keys.members is of no use without keys.own and keys.cluster")
     return problems
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, TypeVarTuple
 import trio
 
 from droppexd.config import Config
-from droppexd.errors import ConfigError, StoreError
+from droppexd.errors import ConfigError, KeyRefused, PeerError, StoreError
 from droppexd.folders import make_folder
 from droppexd.model import MAX_CONTROLLERS, Role
 from droppexd.runtime import Runtime
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from droppexd.roles.controller_peers import Publish
     from droppexd.roles.pool_journal import JournalFolder
     from droppexd.roles.rebuilding import Rebuilt
-    from droppexd.wire.keys import TransportKeys
+    from droppexd.wire.keys import AllowList, KeyPair, TransportKeys
+    from droppexd.wire.member_messages import Enrolled
     from droppexd.wire.messages import Request
-    from droppexd.wire.rpc import Handler, Terms
+    from droppexd.wire.rpc import Connections, Handler, Terms
+    from droppexd.wire.tokens import Token
     from droppexd.wire.transport import Transport
 
 log = logging.getLogger("droppex.daemon")
@@ -50,6 +52,13 @@ _JOURNAL_CACHE_KIB = 2048
 
 SHUTDOWN_S = 10.0
 """From the signal to the end of the process. A role's requests get less than that to finish."""
+
+CONNECT_S = 5.0
+JOIN_S = 30.0
+"""For so long a master is looked for to make a token, or a member."""
+
+FIRST_LIST_S = 30.0
+"""For so long a controller that joins waits for the list of who may connect."""
 
 _WORKER_THREADS = 16
 """Blocking calls at once: enough for a disk's queue and a few codings; more only wait for each other."""
@@ -264,6 +273,7 @@ class _Process:
 
         config = self._config
         folder = await self._runtime.run_blocking(_make_folder, config.folder(Role.CONTROLLER))
+        await self._remember_members(Role.CONTROLLER, folder)
         membership = await self._membership(transport, folder)
         terms = Terms()
         async with self._open_group(transport, terms, folder, membership) as opened:
@@ -276,8 +286,10 @@ class _Process:
                 terms=terms,
                 handlers=opened.handlers,
                 publish=self._publisher(),
+                keys=self._keys.get(Role.CONTROLLER),
                 settings=ControllerSettings(
                     name=config.name,
+                    cluster_id=bytes.fromhex(config.cluster),
                     advertise=config.controller_advertise,
                     machine=config.machine,
                     heartbeat_s=config.controller_heartbeat,
@@ -336,6 +348,7 @@ class _Process:
         async with open_connections(transport, terms=Terms()) as connections:
             find = functools.partial(self._finder().find, 0)
             described = await ask_group(connections, self._config.master, find)
+            await self._learn_members(connections, folder)
         joined = Membership(
             cluster_id=described.cluster_id,
             engine=described.engine,
@@ -345,6 +358,25 @@ class _Process:
         )
         await self._runtime.run_blocking(write_membership, folder, joined)
         return joined
+
+    async def _remember_members(self, role: Role, folder: Path) -> None:
+        """Let in whom this data folder names, until a master is heard."""
+        from droppexd.roles.admission import read_members_into
+
+        keys = self._keys.get(role)
+        if keys is not None:
+            await self._runtime.run_blocking(read_members_into, folder, keys.allowed)
+
+    async def _learn_members(self, connections: "Connections", folder: Path) -> None:
+        """Let in whom the controllers let in that this one joins: they will connect to it."""
+        from droppexd.roles.admission import fetch, write_members
+        from droppexd.roles.master import MasterLink
+
+        keys = self._keys.get(Role.CONTROLLER)
+        if keys is not None:
+            master = MasterLink(connections, self._config.master, self._runtime)
+            await fetch(keys.allowed, functools.partial(master.call, timeout_s=FIRST_LIST_S))
+            await self._runtime.run_blocking(write_members, folder, keys.allowed)
 
     @asynccontextmanager
     async def _open_group(
@@ -399,6 +431,8 @@ class _Process:
         store = await run_blocking(
             lambda: open_disk_store(folder, entropy=self._runtime.entropy, reserve_bytes=config.pool_reserve)
         )
+        await self._remember_members(Role.POOL, folder)
+        keys = self._keys.get(Role.POOL)
         try:
             await serve_pool(
                 transport=transport,
@@ -408,6 +442,8 @@ class _Process:
                 runtime=self._runtime,
                 find=self._finder().find,
                 journal=_journal_folder(folder, self._runtime),
+                allowed=None if keys is None else keys.allowed,
+                keep_allowed=functools.partial(_keep_members, folder, self._runtime),
                 settings=PoolSettings(
                     name=config.name,
                     machine=config.machine,
@@ -430,7 +466,7 @@ class _Process:
         from droppexd.roles.app import AppSettings, serve_app
 
         tune_allocator()
-        config = self._config
+        config, keys = self._config, self._keys.get(Role.APP)
         await serve_app(
             transport=transport,
             address=config.app_listen,
@@ -444,6 +480,7 @@ class _Process:
                 advertise=config.app_advertise,
                 idle_s=config.app_idle,
             ),
+            allowed=None if keys is None else keys.allowed,
             task_status=started,
         )
 
@@ -459,6 +496,92 @@ async def rebuild_catalogue(path: Path, addresses: tuple[str, ...], config: Conf
     keys = _load_keys(config) if config is not None else {}
     async with open_zeromq_transport(keys=keys.get(Role.CONTROLLER)) as transport:
         return await rebuild(path, addresses, transport, system_runtime())
+
+
+async def enroll(token: "Token", name: str, pairs: "Mapping[Role, KeyPair]") -> "Enrolled":
+    """Have the public keys of a machine made members', on the strength of a join token.
+
+    Raise PeerError when no controller lets the token in, NotAuthorised, and Conflict.
+    """
+    from droppexd.roles.master import MasterLink
+    from droppexd.wire.keys import TransportKeys, keypair_of
+    from droppexd.wire.member_messages import Enroll, NewKey
+    from droppexd.wire.rpc import Terms, open_connections
+    from droppexd.wire.zeromq import open_zeromq_transport
+
+    keys = TransportKeys(own=keypair_of(token.secret), cluster_public=token.cluster_public)
+    request = Enroll(
+        name=name, keys=tuple(NewKey(role.value, pair.public) for role, pair in sorted(pairs.items()))
+    )
+    async with (
+        open_zeromq_transport(keys=keys) as transport,
+        open_connections(transport, terms=Terms()) as connections,
+    ):
+        await _require_admission(connections, token.controllers)
+        master = MasterLink(connections, token.controllers, system_runtime())
+        return await master.call(request, timeout_s=JOIN_S)
+
+
+async def _require_admission(connections: "Connections", addresses: Sequence[str]) -> None:
+    """Return when one of these lets this process in; raise what they say when none does."""
+    failures: list[PeerError] = []
+    for address in addresses:
+        try:
+            await connections.connect(address, timeout_s=CONNECT_S)
+        except PeerError as error:
+            failures.append(error)
+        else:
+            return
+    raise next((one for one in failures if isinstance(one, KeyRefused)), failures[0])
+
+
+async def make_token(
+    config: Config, roles: Sequence[Role], *, uses: int, ttl_s: float
+) -> "tuple[Token, int]":
+    """Make a join token with the key of a controller; return it, and when it expires, in ms since 1970.
+
+    Raise ConfigError when the configuration has no such key, and what asking a master raises.
+    """
+    from droppexd.roles.master import MasterLink
+    from droppexd.wire.keys import generate_keypair
+    from droppexd.wire.member_messages import MakeToken
+    from droppexd.wire.rpc import Terms, open_connections
+    from droppexd.wire.tokens import Token
+    from droppexd.wire.zeromq import open_zeromq_transport
+
+    keys = _load_keys(config).get(Role.CONTROLLER)
+    if keys is None:
+        raise ConfigError(
+            ["join tokens are made with the key of a controller: do it on a controller's machine"]
+        )
+    addresses = (config.controller_advertise or config.controller_listen, *config.controllers)
+    pair = generate_keypair()
+    async with (
+        open_zeromq_transport(keys=keys) as transport,
+        open_connections(transport, terms=Terms()) as connections,
+    ):
+        master = MasterLink(connections, tuple(dict.fromkeys(addresses)), system_runtime())
+        request = MakeToken(
+            public=pair.public,
+            roles=tuple(role.value for role in roles),
+            uses=uses,
+            ttl_ms=int(ttl_s * 1000),
+        )
+        made = await master.call(request, timeout_s=JOIN_S)
+    token = Token(
+        secret=pair.secret,
+        cluster_public=keys.cluster_public,
+        controllers=made.controllers,
+        roles=request.roles,
+    )
+    return token, made.expires_ms
+
+
+async def _keep_members(folder: Path, runtime: Runtime, allowed: "AllowList") -> None:
+    """Write down whom a pool lets in."""
+    from droppexd.roles.admission import write_members
+
+    await runtime.run_blocking(write_members, folder, allowed)
 
 
 def _journal_folder(pool: Path, runtime: Runtime) -> "JournalFolder":
@@ -519,7 +642,8 @@ def _load_keys(config: Config) -> "dict[Role, TransportKeys]":
     for own in map(Path, config.keys_own):
         try:
             role = read_member_key(own).member.role
-            keys[role] = load_keys(own, cluster=Path(config.keys_cluster), members=Path(config.keys_members))
+            members = Path(config.keys_members) if config.keys_members else None
+            keys[role] = load_keys(own, cluster=Path(config.keys_cluster), members=members)
         except ConfigError as error:
             problems.extend(error.problems)
     problems.extend(

@@ -77,6 +77,12 @@ class PeerBusy(PeerError):
     code = "busy"
 
 
+class KeyRefused(PeerError):
+    """A peer does not let this process's key in: it is no member's, or the token was used. Join anew."""
+
+    code = "key-refused"
+
+
 class NotAuthorised(PeerError):
     """The caller's key has a role that may not send this request. Use the right key."""
 

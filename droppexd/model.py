@@ -53,6 +53,18 @@ class Role(enum.StrEnum):
     APP = "app"
     CONTROLLER = "controller"
     POOL = "pool"
+    JOINER = "joiner"
+    """Who has a join token, and may ask a controller for one thing: to be made a member."""
+
+
+MEMBER_ROLES = (Role.CONTROLLER, Role.APP, Role.POOL, Role.CLIENT)
+"""What a member can be."""
+
+SERVER_ROLES = (Role.CONTROLLER, Role.APP, Role.POOL)
+"""Those that others connect to."""
+
+PublicKey = Annotated[bytes, Bounds(40, 40)]
+"""A CURVE key in Z85."""
 
 
 _ID = struct.Struct(">HIHI")
@@ -290,6 +302,36 @@ class ControllerRecord:
     name: Label
     address: Address
     joined_ms: int = 0
+
+
+@record
+class MemberRecord:
+    """Whose a public key is, for ever: who was revoked stays on record, and out."""
+
+    public: PublicKey
+    role: Label
+    name: Label
+    joined_ms: int = 0
+    revoked_ms: int = 0
+    """When it was revoked; 0: it is a member."""
+    token: Annotated[bytes, Bounds(0, 40)] = b""
+    """The public key of the token that it joined with; empty for a founder."""
+
+
+MAX_MEMBER_ROLES = len(SERVER_ROLES) + 1
+
+
+@record
+class TokenRecord:
+    """A join token, known by its public key. Its secret is in the hands of whoever it was given to."""
+
+    public: PublicKey
+    roles: Annotated[tuple[Label, ...], Bounds(1, MAX_MEMBER_ROLES)]
+    expires_ms: int
+    uses: Annotated[int, Bounds(0, 1000)]
+    """How many machines may still join with it."""
+    used_ms: int = 0
+    """When the last of them did."""
 
 
 class ControllerRole(enum.StrEnum):

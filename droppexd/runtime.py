@@ -21,7 +21,7 @@ class Clock(Protocol):
         ...
 
     def wall_ms(self) -> int:
-        """Return milliseconds since 1970, for people only; it decides nothing."""
+        """Return milliseconds since 1970, for people. It decides nothing but when a join token expires."""
         ...
 
 

@@ -6,7 +6,7 @@ compares the term's key, so that a master that was deposed changes nothing more.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,13 +29,17 @@ from droppexd.catalog.changes import (
     SaveSession,
 )
 from droppexd.catalog.engine import MAX_RANGE, Compare, Engine, Entry, Operation
+from droppexd.catalog.enrolment import AddFounders, AddToken, Enrol, ForgetTokens, Revoke
 from droppexd.catalog.grace import Grace
+from droppexd.catalog.group import Ranges
 from droppexd.catalog.keys import (
     CLUSTER,
     CONTROLLERS,
     COPYING,
     DEGRADED,
     EXTENTS,
+    MEMBERS,
+    MEMBERS_VERSION,
     NEXT_POOL,
     PLACEMENTS,
     POOLS,
@@ -44,6 +48,7 @@ from droppexd.catalog.keys import (
     SESSIONS,
     TERM,
     TERMS,
+    TOKENS,
     TOTALS,
     degraded_key,
     end_of,
@@ -70,9 +75,11 @@ from droppexd.catalog.records import (
     unpack_extent,
     unpack_fields,
     unpack_garbage,
+    unpack_member,
     unpack_name,
     unpack_pool,
     unpack_session,
+    unpack_token,
     unpack_totals,
     unpack_version,
 )
@@ -105,10 +112,12 @@ from droppexd.model import (
     Extent,
     ExtentId,
     Holding,
+    MemberRecord,
     OperationId,
     PoolRecord,
     Receipt,
     SurvivalCount,
+    TokenRecord,
     Version,
     VersionId,
 )
@@ -501,6 +510,27 @@ class Catalogue:
         """Delete a controller's record; raise NotFound."""
         await self._change(ForgetController(name))
 
+    # -- members -------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> Mapping[bytes, MemberRecord]:
+        """Whose each public key is, or was."""
+        return self._state.members
+
+    @property
+    def members_version(self) -> int:
+        """Another number after each change of the members."""
+        return self._state.members_version
+
+    @property
+    def tokens(self) -> Mapping[bytes, TokenRecord]:
+        """The join tokens by public key."""
+        return self._state.tokens
+
+    async def change_members(self, change: AddToken | ForgetTokens | Enrol | AddFounders | Revoke) -> Any:
+        """Carry out a change of the members or tokens; return and raise what it does. One at a time."""
+        return await self._change(change)
+
     # -- pools and garbage ---------------------------------------------------------------------
 
     async def save_pool(self, record: PoolRecord) -> PoolRecord:
@@ -727,7 +757,9 @@ class Identity(NamedTuple):
     term_revision: int
 
 
-async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes, above_term: int) -> Identity:
+async def _begin_term(
+    engine: Engine, runtime: Runtime, expected: bytes, begins_with: bytes, above_term: int
+) -> Identity:
     """Begin the next term, and in an empty engine a new cluster, unless one is expected there."""
     while True:
         cluster, term, terms, copying = await engine.get((CLUSTER, TERM, TERMS, COPYING))
@@ -736,6 +768,7 @@ async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes, above_t
                 "a catalogue was being copied here, and that broke off: run `droppexd catalog copy` again"
             )
         found = unpack_fields(cluster.value, "cluster")[0] if cluster else b""
+        expected = expected or (begins_with if found else b"")
         if expected and found != expected:
             raise IdentityError(
                 f"this controller is of the cluster {expected.hex()}, and its catalogue "
@@ -747,7 +780,7 @@ async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes, above_t
         if cluster is not None:
             cluster_id, incarnation = unpack_fields(cluster.value, "cluster")
         else:
-            cluster_id, incarnation = runtime.entropy.token(16), runtime.entropy.token(16)
+            cluster_id, incarnation = begins_with or runtime.entropy.token(16), runtime.entropy.token(16)
             compare.append(Compare(CLUSTER, 0))
             then.append(Operation(CLUSTER, pack_fields((cluster_id, incarnation))))
             then.append(Operation(NEXT_POOL, pack_fields((1,))))
@@ -756,7 +789,7 @@ async def _begin_term(engine: Engine, runtime: Runtime, expected: bytes, above_t
             return Identity(cluster_id, incarnation, number, revision)
 
 
-async def read_all(engine: Engine, prefix: bytes) -> list[Entry]:
+async def read_all(engine: Ranges, prefix: bytes) -> list[Entry]:
     """Return all entries with a prefix: for what there are not too many of."""
     entries: list[Entry] = []
     start, end = prefix, end_of(prefix)
@@ -769,7 +802,9 @@ async def read_all(engine: Engine, prefix: bytes) -> list[Entry]:
 
 
 async def _read_state(engine: Engine) -> State:
-    next_pool, totals, restored, rebuilt = await engine.get((NEXT_POOL, TOTALS, RESTORED, REBUILT))
+    next_pool, totals, restored, rebuilt, version = await engine.get(
+        (NEXT_POOL, TOTALS, RESTORED, REBUILT, MEMBERS_VERSION)
+    )
     if next_pool is None:
         raise CatalogError("the catalogue is damaged: the next number is missing; restore a copy of it")
     pools = [unpack_pool(entry.value) for entry in await read_all(engine, POOLS)]
@@ -781,6 +816,15 @@ async def _read_state(engine: Engine) -> State:
         rebuilt_from=unpack_fields(rebuilt.value, "rebuilt")[0] if rebuilt else None,
         pools={pool.number: pool for pool in pools},
         controllers={controller.name: controller for controller in controllers},
+        members={
+            (public := entry.key[len(MEMBERS) :]): unpack_member(public, entry.value)
+            for entry in await read_all(engine, MEMBERS)
+        },
+        members_version=unpack_fields(version.value, "members")[0] if version else 0,
+        tokens={
+            (public := entry.key[len(TOKENS) :]): unpack_token(public, entry.value)
+            for entry in await read_all(engine, TOKENS)
+        },
         sessions={
             parse_session(entry.key): Session.of(unpack_session(entry.value))
             for entry in await read_all(engine, SESSIONS)
@@ -799,6 +843,7 @@ async def open_catalogue(
     *,
     delete_grace_s: float = 60.0,
     cluster_id: bytes = b"",
+    begins_with: bytes = b"",
     above_term: int = 0,
 ) -> AsyncIterator[Catalogue]:
     """Become the master of the catalogue in this engine: begin a term and open it.
@@ -806,9 +851,9 @@ async def open_catalogue(
     The engine stays the caller's. The term is the next one, or the next above `above_term`. Garbage is kept
     for `delete_grace_s`, and for as long after each opening.
     Raise CatalogError when the catalogue cannot be read or written, and IdentityError when it is not of the
-    cluster `cluster_id`, where that is given.
+    cluster `cluster_id`, where that is given. An empty engine becomes that of the cluster `begins_with`.
     """
-    identity = await _begin_term(engine, runtime, cluster_id, above_term)
+    identity = await _begin_term(engine, runtime, cluster_id, begins_with, above_term)
     catalogue = Catalogue(engine, runtime, await _read_state(engine), delete_grace_s, identity)
     async with open_background() as nursery:
         nursery.start_soon(catalogue.write)

@@ -26,6 +26,8 @@ from droppexd.catalog.keys import (
     EXTENTS,
     GARBAGE,
     LARGE,
+    MEMBERS,
+    MEMBERS_VERSION,
     NAMES,
     NEXT_POOL,
     OUTCOMES,
@@ -37,6 +39,7 @@ from droppexd.catalog.keys import (
     SYNC,
     TERM,
     TERMS,
+    TOKENS,
     TOTALS,
     VERSIONS,
     WORK,
@@ -65,10 +68,12 @@ from droppexd.catalog.records import (
     unpack_extent,
     unpack_fields,
     unpack_garbage,
+    unpack_member,
     unpack_name,
     unpack_outcome,
     unpack_pool,
     unpack_session,
+    unpack_token,
     unpack_totals,
     unpack_version,
 )
@@ -82,10 +87,12 @@ Ts = TypeVarTuple("Ts")
 MOST_PROBLEMS = 1000
 _REPORT_EVERY = 1000
 
-_SINGLE = frozenset((CLUSTER, COPYING, TERM, TERMS, SYNC, NEXT_POOL, TOTALS, RESTORED, REBUILT))
+_SINGLE = frozenset(
+    (CLUSTER, COPYING, TERM, TERMS, SYNC, NEXT_POOL, TOTALS, RESTORED, REBUILT, MEMBERS_VERSION)
+)
 _PREFIXES = (
     NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, CONTROLLERS, SESSIONS, OUTCOMES,
-    PLACEMENTS
+    PLACEMENTS, MEMBERS, TOKENS
 )  # fmt: skip
 
 _MALFORMED = (
@@ -180,6 +187,7 @@ class _Check:
         self._check_log()
         self._check_pools()
         self._check_controllers()
+        self._check_members()
         self._check_sessions()
         self._check_versions()
         self._check_names()
@@ -251,6 +259,9 @@ class _Check:
         rebuilt = self._value(REBUILT)
         if rebuilt is not None:
             self._decoded("mark of a rebuild", REBUILT, _only_number, rebuilt, "rebuilt")
+        version = self._value(MEMBERS_VERSION)
+        if version is not None:
+            self._decoded("version of the members", MEMBERS_VERSION, _only_number, version, "members")
         terms, sync = self._value(TERMS), self._value(SYNC)
         if terms is not None:
             self._decoded("list of terms", TERMS, unpack_terms, terms)
@@ -301,6 +312,20 @@ class _Check:
             self._report.records["controllers"] += 1
             if controller is not None and controller_key(controller.name) != key:
                 self._report.add(f"controller {_told(key)} says that its name is {controller.name!r}")
+
+    def _check_members(self) -> None:
+        """Members that still are one differ in role and name, or two would be told apart by nobody."""
+        named: dict[tuple[str, str], bytes] = {}
+        for key, value in self._all(MEMBERS):
+            member = self._decoded("member", key, unpack_member, key[len(MEMBERS) :], value)
+            self._report.records["members"] += 1
+            if member is not None and not member.revoked_ms:
+                other = named.setdefault((member.role, member.name), key)
+                if other != key and member.token:
+                    self._report.add(f"members {_told(other)} and {_told(key)} have the same role and name")
+        for key, value in self._all(TOKENS):
+            self._decoded("join token", key, unpack_token, key[len(TOKENS) :], value)
+            self._report.records["join tokens"] += 1
 
     def _check_sessions(self) -> None:
         for key, value in self._all(SESSIONS):

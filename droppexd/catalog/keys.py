@@ -11,6 +11,8 @@
 | `w/` pool, epoch, extent id | (empty) garbage by the pool that must confirm, oldest first |
 | `p/` pool number | a pool's permanent record |
 | `k/` name | a controller's permanent record |
+| `a/` public key | a member: whose key it is, or was |
+| `t/` public key | a join token |
 | `s/` session | a session, open or closed |
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
@@ -31,6 +33,8 @@ GARBAGE = b"g/"
 WORK = b"w/"
 POOLS = b"p/"
 CONTROLLERS = b"k/"
+MEMBERS = b"a/"
+TOKENS = b"t/"
 SESSIONS = b"s/"
 OUTCOMES = b"o/"
 PLACEMENTS = b"c/"
@@ -41,6 +45,8 @@ TERMS = b"m/terms"
 """The terms before that, with the revisions at which they began."""
 SYNC = b"m/sync"
 """How many standbys have written down what is acknowledged, where each has a copy of the catalogue."""
+MEMBERS_VERSION = b"m/members"
+"""Another number after each change of the members."""
 NEXT_POOL = b"m/next-pool"
 TOTALS = b"m/totals"
 COPYING = b"m/copying"
@@ -65,6 +71,16 @@ def end_of(prefix: bytes) -> bytes:
 def name_key(name: str) -> bytes:
     """Return the key of a name."""
     return NAMES + name.encode()
+
+
+def member_key(public: bytes) -> bytes:
+    """Return the key of a member."""
+    return MEMBERS + public
+
+
+def token_key(public: bytes) -> bytes:
+    """Return the key of a join token."""
+    return TOKENS + public
 
 
 def version_key(version: VersionId) -> bytes:

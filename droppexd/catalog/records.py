@@ -17,7 +17,9 @@ from droppexd.model import (
     ExtentId,
     FileEntry,
     Layout,
+    MemberRecord,
     PoolRecord,
+    TokenRecord,
     Version,
     VersionId,
 )
@@ -231,6 +233,28 @@ def pack_controller(controller: ControllerRecord) -> bytes:
 def unpack_controller(value: bytes) -> ControllerRecord:
     """Return the record of a controller."""
     return schema.unpack(ControllerRecord, _read(value, "controller")[1:])
+
+
+def pack_member(member: MemberRecord) -> bytes:
+    """Return the value of a member; its key is not repeated."""
+    packed: bytes = msgpack.packb([FORMAT, *schema.pack(member)[1:]])
+    return packed
+
+
+def unpack_member(public: bytes, value: bytes) -> MemberRecord:
+    """Return the record of a member."""
+    return schema.unpack(MemberRecord, [public, *_read(value, "member")[1:]])
+
+
+def pack_token(token: TokenRecord) -> bytes:
+    """Return the value of a join token; its key is not repeated."""
+    packed: bytes = msgpack.packb([FORMAT, *schema.pack(token)[1:]])
+    return packed
+
+
+def unpack_token(public: bytes, value: bytes) -> TokenRecord:
+    """Return the record of a join token."""
+    return schema.unpack(TokenRecord, [public, *_read(value, "token")[1:]])
 
 
 def pack_fields(record: Sequence[Any]) -> bytes:

@@ -5,6 +5,7 @@ were moved from pool to pool. So its history begins anew, in the transaction tha
 
 * a new *incarnation*;
 * no controllers beside the one that serves it next: they have the old history, and come back to learn this;
+* no join token;
 * no session and no outcome: what was written in any of them later must not be judged (ADR 3), and whoever
   repeats a request gets told that its session is closed;
 * a term above all that were begun since, for pools and apps refuse those that they have seen the end of;
@@ -40,6 +41,7 @@ from droppexd.catalog.keys import (
     SESSIONS,
     TERM,
     TERMS,
+    TOKENS,
 )
 from droppexd.catalog.records import pack_fields, unpack_fields
 from droppexd.catalog.replacement import commit_replacement, finish_replacement, former_catalogues
@@ -83,7 +85,9 @@ async def begin_incarnation(
         raise CatalogError(f"there are no terms left above {number}")
     free = unpack_fields(next_pool.value, "next pool")[0] + _POOLS_AHEAD
     gone = [
-        entry.key for prefix in (SESSIONS, OUTCOMES, CONTROLLERS) for entry in await read_all(engine, prefix)
+        entry.key
+        for prefix in (SESSIONS, OUTCOMES, CONTROLLERS, TOKENS)
+        for entry in await read_all(engine, prefix)
     ]
     operations = [Operation(key, None) for key in gone]
     operations += [

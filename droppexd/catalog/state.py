@@ -7,7 +7,7 @@ from droppexd.catalog.keys import Placement
 from droppexd.catalog.placements import Counts, survives_machines, survives_pools
 from droppexd.catalog.records import SessionRecord, Totals
 from droppexd.errors import SessionClosed
-from droppexd.model import MISSING, ControllerRecord, Membership, PoolRecord
+from droppexd.model import MISSING, ControllerRecord, MemberRecord, Membership, PoolRecord, TokenRecord
 
 _MOST_REMEMBERED = 10_000
 
@@ -55,6 +55,10 @@ class State:
     totals: Totals = field(default_factory=Totals)
     pools: dict[int, PoolRecord] = field(default_factory=dict)
     controllers: dict[str, ControllerRecord] = field(default_factory=dict)
+    members: dict[bytes, MemberRecord] = field(default_factory=dict)
+    """By public key, the revoked among them."""
+    members_version: int = 0
+    tokens: dict[bytes, TokenRecord] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
     placements: dict[Placement, Counts] = field(default_factory=dict)
     out: frozenset[int] = frozenset()

@@ -490,6 +490,49 @@ def promote_controller(
     )
 
 
+members = typer.Typer(
+    help="List the members: whose keys may connect, in which role.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(members, name="members", invoke_without_command=True)
+
+
+@members.callback()
+def list_members(
+    context: typer.Context,
+    everybody: Annotated[bool, typer.Option("--all", help="Those that were revoked as well.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the members: whose keys may connect, in which role."""
+    if context.invoked_subcommand is not None:
+        return
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_members import show_members
+
+    command.finish(lambda session: show_members(session, everybody=everybody))
+
+
+@members.command("revoke")
+def revoke_member(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a member.")],
+    role: Annotated[
+        str, typer.Option("--role", metavar="ROLE", help="Which, when several roles have this name.")
+    ] = "",
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Never let a member in again. Its connections get no more answers from then on."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_members import revoke_member
+
+    command.finish(lambda session: revoke_member(session, name, role))
+
+
 @app.command()
 def verify(
     context: typer.Context,

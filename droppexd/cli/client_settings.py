@@ -11,6 +11,8 @@ from droppexd.errors import ConfigError
 
 APP_VARIABLE = "DROPPEX_APP"
 CONFIG_VARIABLE = "DROPPEX_CONFIG"
+SYSTEM_FILE = Path("/etc/droppex/client.toml")
+"""What root begins or joins a cluster with; it counts where a user has no file."""
 
 _ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
@@ -38,8 +40,9 @@ def load_settings(app: str | None, config: Path | None, environment: Mapping[str
 
     What is said with an option beats the environment, which beats the user's own file. The address is that
     of `--app`, else of the `--config` file, else of DROPPEX_APP, else of the DROPPEX_CONFIG file, else of the
-    file in the user's config folder. The key comes from the first of these files that is named; the user's
-    own file counts only when it also gives the address: a key of one cluster is not tried on another.
+    file in the user's config folder, or where there is none of /etc/droppex/client.toml. The key comes from
+    the first of these files that is named; the user's own file counts only when it also gives the address: a
+    key of one cluster is not tried on another.
     """
     variable_file = environment.get(CONFIG_VARIABLE)
     named = config or (Path(variable_file) if variable_file else None)
@@ -49,8 +52,9 @@ def load_settings(app: str | None, config: Path | None, environment: Mapping[str
     if address:
         return ClientSettings(app=_checked(address, "--app" if app else APP_VARIABLE))
     own = user_file(environment)
-    if own.exists():
-        return _from_file(own, None, None)
+    for file in (own, SYSTEM_FILE):
+        if file.exists():
+            return _from_file(file, None, None)
     places = f'write app = "tcp://HOST:PORT" into {own}'
     raise ConfigError([f"no app is known: give --app tcp://HOST:PORT, set {APP_VARIABLE}, or {places}"])
 

@@ -1,5 +1,6 @@
-"""The command `droppexd`: roles by option, and the sub-commands `dev`, `keygen`, `pool` and `catalog`."""
+"""The command `droppexd`: roles by option, and the sub-commands."""
 
+import enum
 import inspect
 import json
 import logging
@@ -14,12 +15,13 @@ import typer
 from droppexd import __version__
 from droppexd.cli.daemon_catalog import catalog_app
 from droppexd.cli.daemon_logs import set_up_logs
+from droppexd.cli.daemon_members import init, join, join_token
 from droppexd.cli.daemon_parent import die_with_parent
 from droppexd.cli.daemon_pool import pool_app
 from droppexd.cli.exits import ExitCode, expected_error
 from droppexd.config import OPTIONS, Config, describe_problems, flags_of, variable_of
 from droppexd.errors import ConfigError, DroppexError
-from droppexd.model import Role
+from droppexd.model import MEMBER_ROLES, Role
 
 log = logging.getLogger("droppex.daemon")
 
@@ -151,6 +153,9 @@ def run(
 
 app.add_typer(pool_app, name="pool")
 app.add_typer(catalog_app, name="catalog")
+app.command()(init)
+app.command("join-token")(join_token)
+app.command()(join)
 
 
 @app.command()
@@ -203,9 +208,13 @@ def dev(
     raise typer.Exit(code)
 
 
+_MemberRole = enum.StrEnum("_MemberRole", {role.name: role.value for role in MEMBER_ROLES})  # type: ignore[misc]
+"""What `keygen` makes keys for, as typer wants to be told."""
+
+
 @app.command()
 def keygen(
-    role: Annotated[Role, typer.Argument(help="Who gets the key: controller, app, pool or client.")],
+    role: Annotated[_MemberRole, typer.Argument(help="Who gets the key: controller, app, pool or client.")],
     name: Annotated[str, typer.Argument(help="The name of the process or person.")],
     folder: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Where all keys of the cluster are made.")
@@ -219,7 +228,7 @@ def keygen(
     from droppexd.cli.daemon_keys import make_key
 
     try:
-        print(make_key(folder, role, name))
+        print(make_key(folder, Role(role), name))
     except (DroppexError, OSError) as error:
         raise typer.Exit(fail(error)) from None
 

@@ -18,6 +18,7 @@ from droppexd.model import (
     ExtentId,
     FileEntry,
     Layout,
+    MemberRecord,
     Metadata,
     Receipt,
     VersionId,
@@ -26,6 +27,7 @@ from droppexd.model import (
 )
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import ControllersListed, ListControllers, RemoveController
+from droppexd.wire.member_messages import ListMembers, RevokeMember
 from droppexd.wire.messages import (
     ABSENT,
     ANYTHING,
@@ -291,6 +293,23 @@ class Client:
         return await self._ask(
             Promote(address=address, accept_loss=accept_loss, trial=trial), timeout_s=_PROMOTE_S
         )
+
+    async def members(self) -> tuple[MemberRecord, ...]:
+        """Return whose keys may connect, those that were revoked among them."""
+        found: tuple[MemberRecord, ...] = ()
+        while True:
+            page = await self._ask(ListMembers(after=found[-1].public if found else b""))
+            found += page.members
+            if not page.more or not page.members:
+                return found
+
+    async def revoke_member(self, name: str, role: str = "") -> tuple[MemberRecord, ...]:
+        """Never let a member in again; return whose keys those were.
+
+        Raise NotFound, Conflict when several roles have this name and none is given, and InvalidRequest for
+        the master itself.
+        """
+        return (await self._ask(RevokeMember(name=name, role=role))).members
 
     def orphans(self, *, after: ExtentId | None = None) -> OrphanListing:
         """Return an iterator over the versions that pools hold and the catalogue never knew.

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -23,6 +24,7 @@ from droppexd.errors import (
     RemoteProtocolError,
 )
 from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, Version, normal_name, normal_prefix
+from droppexd.roles.admission import Admission
 from droppexd.roles.app_controllers import ControllerList
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_orphans import Orphans
@@ -35,6 +37,8 @@ from droppexd.roles.master import FAILOVER_S, Finding, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import ListControllers, RemoveController, TellMaster
+from droppexd.wire.keys import AllowList
+from droppexd.wire.member_messages import ListMembers, RevokeMember
 from droppexd.wire.messages import (
     MOST_TOGETHER,
     Changed,
@@ -188,6 +192,9 @@ def _opened(version: Version, download: Download, **fields: Any) -> GetOpened:
     )
 
 
+_ADMISSION_S = 10.0
+
+
 class _App:
     """The handlers of one app."""
 
@@ -199,7 +206,9 @@ class _App:
         runtime: Runtime,
         settings: AppSettings,
         terms: Terms,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._settings = settings
         self._runtime = runtime
         self._terms = terms
@@ -263,6 +272,9 @@ class _App:
                 Promote: self._controllers.promote,
                 TellMaster: self.tell_master,
                 **self._orphans.handlers(),
+                **self._admission.handlers(),
+                ListMembers: self.pass_on,
+                RevokeMember: self.pass_on,
             },
             admissions={PutChunk: self.admit_chunk, GetPart: self.admit_part},
         )
@@ -541,22 +553,27 @@ async def serve_app(
     runtime: Runtime,
     settings: AppSettings,
     find: Finding | None = None,
+    allowed: AllowList | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an app until cancelled. Started, with its address, once a master has registered it.
 
-    The transport is the caller's; everything else that the app opens ends with it.
+    The transport is the caller's; everything else that the app opens ends with it. `allowed` is its list of
+    who is let in, which follows the catalogue's.
     """
     terms = Terms()
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         look = None if find is None else lambda: find(terms.current, b"")
         master = MasterLink(connections, controllers, runtime, look)
         registration = Registration(master, runtime)
-        app = _App(connections, registration, master, runtime, settings, terms)
+        admission = Admission(allowed or AllowList(), partial(master.call, timeout_s=_ADMISSION_S))
+        app = _App(connections, registration, master, runtime, settings, terms, admission)
         async with trio.open_nursery() as helpers:
             with serving:
                 async with trio.open_nursery() as front:
                     listener = await front.start(_serve, transport, address, app.service(), terms)
+                    if allowed is not None:
+                        helpers.start_soon(admission.run)
                     await registration.open(settings.advertise or listener.address)
                     helpers.start_soon(registration.run)
                     helpers.start_soon(app.reap)

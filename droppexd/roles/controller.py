@@ -32,6 +32,7 @@ from droppexd.model import MAX_CONTROLLERS, ClusterStatus, OperationId, normal_n
 from droppexd.roles.controller_care import Care
 from droppexd.roles.controller_front import Front, Mastership
 from droppexd.roles.controller_journals import JournalPools
+from droppexd.roles.controller_members import MemberDesk, follow_members
 from droppexd.roles.controller_orphans import OrphanRulings
 from droppexd.roles.controller_peers import Peers, Publish
 from droppexd.roles.controller_pools import PoolTable
@@ -39,6 +40,8 @@ from droppexd.roles.controller_restored import RestoreWatch
 from droppexd.roles.controller_views import describe, warnings
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import JoinController, ListControllers, RemoveController
+from droppexd.wire.keys import TransportKeys
+from droppexd.wire.member_messages import Enroll, MakeToken, RevokeMember
 from droppexd.wire.messages import (
     Adopt,
     Announce,
@@ -118,6 +121,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     ConfirmDropped,
     Describe,
     DropOrphans,
+    Enroll,
     Find,
     GetStatus,
     Heartbeat,
@@ -127,6 +131,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     ListControllers,
     ListGarbage,
     Lookup,
+    MakeToken,
     OpenSession,
     Reconcile,
     Remove,
@@ -135,6 +140,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     ReplacePool,
     ReportLost,
     Review,
+    RevokeMember,
     ShardsStored,
     TakeWork,
 )
@@ -150,6 +156,8 @@ class ControllerSettings:
     name: str
     advertise: str = ""
     """The address that others are told; empty: the one that was bound."""
+    cluster_id: bytes = b""
+    """Of the cluster that is begun with this controller, or was; empty: any."""
     machine: str = ""
     """What is lost together with this controller: pools on it keep no journal."""
     heartbeat_s: float = 2.0
@@ -176,6 +184,7 @@ class _Controller:
         group: Group,
         mandate: Mandate,
         publish: Publish | None = None,
+        keys: TransportKeys | None = None,
     ) -> None:
         self._mandate = mandate
         self._journals = JournalPools(settings.machine)
@@ -210,6 +219,9 @@ class _Controller:
             publish=publish,
             group=group,
         )
+        self.members = MemberDesk(
+            catalogue, keys, runtime.clock, self._check_term, lambda: self.peers.addresses, self.peers.tell
+        )
         # A new master has not heard from anyone: every open session gets a whole lease.
         self._leases = {
             number: self._started + settings.session_lease_s
@@ -243,6 +255,7 @@ class _Controller:
                 **self.care.handlers(),
                 **self._orphans.handlers(),
                 **self.peers.handlers(),
+                **self.members.handlers(),
             },
             quick={Lookup: self.lookup_now},
             failed=self._catalogue.failed,
@@ -543,6 +556,7 @@ async def serve_controller(
     settings: ControllerSettings,
     cluster_id: bytes = b"",
     publish: Publish | None = None,
+    keys: TransportKeys | None = None,
     terms: Terms | None = None,
     handlers: Mapping[type[Request[Any]], Handler] | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
@@ -553,14 +567,14 @@ async def serve_controller(
     group are the caller's; the caller closes the engine when this has returned. A controller that is alone
     ends with CatalogError when its catalogue cannot be read or written, and with NotMaster when another took
     over; one of several stands by then. IdentityError is raised when the catalogue is not of the cluster
-    `cluster_id`, where that is given. `handlers` are what the group answers to others, and `terms` are shared
-    with it.
+    `cluster_id`, where that is given. `keys` are those of the transport, whose list of who is let in follows
+    the catalogue. `handlers` are what the group answers to others, and `terms` are shared with it.
     """
     terms = Terms() if terms is None else terms
     started = trio.Event()
     async with open_connections(transport, terms=terms) as connections, open_background() as nursery:
         controller = _OneOfGroup(
-            connections, group, terms, runtime, settings, started, publish, handlers or {}
+            connections, group, terms, runtime, settings, started, publish, keys, handlers or {}
         )
         controller.front.cluster_id = cluster_id
         listener: Listener = await nursery.start(
@@ -576,6 +590,7 @@ async def serve_controller(
         controller.front.address = settings.advertise or listener.address
         nursery.start_soon(controller.run)
         nursery.start_soon(controller.stay_known)
+        nursery.start_soon(follow_members, group, keys, lambda: controller.front.leading)
         with trio.move_on_after(math.inf if group.alone else STANDBY_S):
             await started.wait()
         if not started.is_set():
@@ -596,9 +611,11 @@ class _OneOfGroup:
         settings: ControllerSettings,
         started: trio.Event,
         publish: Publish | None,
+        keys: TransportKeys | None,
         handlers: Mapping[type[Request[Any]], Handler],
     ) -> None:
         self._publish = publish
+        self._keys = keys
         self._connections = connections
         self._group = group
         self._terms = terms
@@ -614,6 +631,7 @@ class _OneOfGroup:
             quick=(Lookup,),
             terms=terms,
             handlers=handlers,
+            allowed=None if keys is None else keys.allowed,
         )
 
     async def stay_known(self) -> None:
@@ -669,6 +687,7 @@ class _OneOfGroup:
             self._runtime,
             delete_grace_s=grace_s,
             cluster_id=self.front.cluster_id,
+            begins_with=settings.cluster_id,
             above_term=mandate.above_term,
         ) as catalogue:
             self._terms.observe(catalogue.term)
@@ -682,9 +701,11 @@ class _OneOfGroup:
                 self._group,
                 mandate,
                 self._publish,
+                self._keys,
             )
             try:
                 await controller.peers.enter(settings.name)
+                await controller.members.begin()
                 async with open_background() as nursery:
                     nursery.start_soon(controller.watch_pools)
                     nursery.start_soon(controller.keep_house)
@@ -694,6 +715,8 @@ class _OneOfGroup:
                     controller.choose_journals()
                     self.front.leads(controller.mastership())
                     nursery.start_soon(controller.peers.run)
+                    if self._keys is not None:
+                        nursery.start_soon(controller.members.run)
                     log.info("master of term %d at %s", catalogue.term, self.front.address)
                     self._started.set()
                     await mandate.lost()

@@ -21,6 +21,7 @@ from droppexd.errors import (
     NotMaster,
 )
 from droppexd.model import ControllerInfo, ControllerRole, Role, normal_prefix
+from droppexd.roles.admission import page_of
 from droppexd.wire.group_messages import (
     ControllerState,
     DescribeController,
@@ -28,6 +29,8 @@ from droppexd.wire.group_messages import (
     GroupDescribed,
     TellMaster,
 )
+from droppexd.wire.keys import AllowList
+from droppexd.wire.member_messages import ListMembers, TellMembers
 from droppexd.wire.messages import (
     Adopt,
     Commit,
@@ -47,8 +50,9 @@ from droppexd.wire.transport import Frame
 
 log = logging.getLogger("droppex.controller")
 
-_CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER))
-"""A client talks to apps: an app makes the operation ids, under which outcomes are remembered."""
+_CALLERS = frozenset((Role.APP, Role.POOL, Role.CONTROLLER, Role.JOINER))
+"""A client talks to apps: an app makes the operation ids, under which outcomes are remembered. Who has a join
+token may ask for nothing but to join."""
 
 _MAX_TEXT = 400
 
@@ -84,7 +88,9 @@ class Front:
         quick: Sequence[type[Request[Any]]],
         terms: Terms,
         handlers: Mapping[type[Request[Any]], Handler] | None = None,
+        allowed: AllowList | None = None,
     ) -> None:
+        self._allowed = AllowList() if allowed is None else allowed
         self._handlers = dict(handlers or {})
         self.address = ""
         """How others reach this controller."""
@@ -105,6 +111,8 @@ class Front:
             DescribeGroup: self.describe_group,
             TellMaster: self.tell_master,
             Promote: self.promote,
+            ListMembers: self.list_members,
+            TellMembers: self.tell_members,
             **self._handlers,
         }
         return Service(
@@ -125,6 +133,11 @@ class Front:
     def stands_by(self) -> None:
         """Answer as a standby from now on."""
         self._mastership = None
+
+    @property
+    def leading(self) -> bool:
+        """Whether this is the master."""
+        return self._mastership is not None
 
     @property
     def master(self) -> str:
@@ -227,6 +240,14 @@ class Front:
             prefix=self._group.prefix,
             master=self.master,
         )
+
+    async def list_members(self, _call: Call, request: ListMembers, _body: Body) -> Answer:
+        """Say whom this controller lets in."""
+        return page_of(self._allowed, request)
+
+    async def tell_members(self, _call: Call, _request: TellMembers, _body: Body) -> Answer:
+        """Hear that there are others; a standby sees that in the catalogue."""
+        return Done()
 
     async def promote(self, _call: Call, _request: Promote, _body: Body) -> Answer:
         """Raise InvalidRequest: where the group has nothing to say to this, it elects the master itself."""

@@ -36,6 +36,9 @@ log = logging.getLogger("droppex.controller")
 
 TELL_S = 5.0
 _TELL_AT_ONCE = 16
+_AT_LEAST_S = 60.0
+"""So often is told who did not hear: it may know of no controller that lives, and wait for a word."""
+
 _AGAIN_S = 10.0
 """Those that could not be told are told once more after so long. Pools and apps look for a master themselves;
 standbys ask nobody."""
@@ -214,11 +217,14 @@ class Peers:
     async def _tell_always(self) -> None:
         while True:
             news = self._news
-            late = await self._tell(self._everybody())
-            with trio.move_on_after(_AGAIN_S if late else float("inf")):
-                await news.wait()
-                continue
-            await self._tell(late)
+            late = await self.tell(self._master_told())
+            pause_s = _AGAIN_S
+            while late and not news.is_set():
+                with trio.move_on_after(pause_s):
+                    await news.wait()
+                    break
+                late = await self.tell(self._master_told(), late)
+                pause_s = min(2 * pause_s, _AT_LEAST_S)
             await news.wait()
 
     async def _publish_always(self, publish: Publish) -> None:
@@ -239,13 +245,15 @@ class Peers:
         found += [session.address for session in catalogue.sessions.values() if not session.closed]
         return list(dict.fromkeys(found))
 
-    async def _tell(self, addresses: Sequence[str]) -> list[str]:
-        """Tell these; return those that could not be told."""
-        request = TellMaster(
+    def _master_told(self) -> TellMaster:
+        return TellMaster(
             cluster_id=self._catalogue.cluster_id,
             address=self._front.address,
             controllers=self.addresses[:MAX_CONTROLLERS],
         )
+
+    async def tell(self, request: Request[Any], addresses: Sequence[str] | None = None) -> list[str]:
+        """Tell these something, without addresses everybody; return those that could not be told."""
         missed: list[str] = []
         room = trio.CapacityLimiter(_TELL_AT_ONCE)
 
@@ -254,10 +262,10 @@ class Peers:
                 try:
                     await self._connections.call(address, request, timeout_s=TELL_S)
                 except DroppexError as error:
-                    log.debug("%s was not told who the master is: %s", address, error)
+                    log.debug("%s was not told %s: %s", address, type(request).__name__, error)
                     missed.append(address)
 
         async with trio.open_nursery() as nursery:
-            for address in addresses:
+            for address in self._everybody() if addresses is None else addresses:
                 nursery.start_soon(tell, address)
         return missed

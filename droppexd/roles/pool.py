@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -11,6 +12,7 @@ from droppexd.background import stopping_in_order
 from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
 from droppexd.model import MAX_TROUBLE
+from droppexd.roles.admission import Admission, Keep
 from droppexd.roles.master import Finding, MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_journal import JournalFolder, PoolJournal
@@ -30,6 +32,7 @@ from droppexd.roles.throttle import Throttle
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore
 from droppexd.wire.group_messages import TellMaster
+from droppexd.wire.keys import AllowList
 from droppexd.wire.messages import (
     AbortShard,
     Announce,
@@ -102,7 +105,9 @@ class _Pool:
         settings: PoolSettings,
         terms: Terms,
         journal: JournalFolder | None,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self.journal = None
         if journal is not None:
             self.journal = PoolJournal(
@@ -154,6 +159,7 @@ class _Pool:
                 GetScrubFindings: self.scrubber.get_findings,
                 FindOrphans: self._orphans.find_orphans,
                 TellMaster: self.tell_master,
+                **self._admission.handlers(),
                 **(self.journal.handlers() if self.journal is not None else {}),
             },
             admissions={WritePiece: self.admit_piece},
@@ -360,22 +366,28 @@ async def serve_pool(
     settings: PoolSettings,
     find: Finding | None = None,
     journal: JournalFolder | None = None,
+    allowed: AllowList | None = None,
+    keep_allowed: Keep | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a pool on an open store until cancelled. Started, with its address, once a master knows it.
 
     Transport and store are the caller's; the caller closes the store when this has returned. With `journal`
-    it keeps the catalogue's log there when a master asks for it.
+    it keeps the catalogue's log there when a master asks for it. `allowed` is the transport's list of who is
+    let in, which follows the catalogue's and is written down with `keep_allowed`.
     Raise IdentityError when the store belongs to another cluster.
     """
     terms = Terms()
     async with stopping_in_order() as serving, open_connections(transport, terms=terms) as connections:
         look = None if find is None else lambda: find(terms.current, store.identity.cluster_id)
         master = MasterLink(connections, controllers, runtime, look)
-        pool = _Pool(store, master, connections, runtime, settings, terms, journal)
+        admission = Admission(allowed or AllowList(), partial(master.call, timeout_s=_MASTER_S), keep_allowed)
+        pool = _Pool(store, master, connections, runtime, settings, terms, journal, admission)
         async with trio.open_nursery() as helpers:
             helpers.start_soon(pool.run_small_writer)
             helpers.start_soon(pool.reap)
+            if allowed is not None:
+                helpers.start_soon(admission.run)
             if pool.journal is not None:
                 helpers.start_soon(pool.journal.run)
             with serving:

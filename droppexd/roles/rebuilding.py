@@ -19,8 +19,8 @@ import trio
 from droppexd.catalog.catalogue import read_all
 from droppexd.catalog.copies import Facts, open_locked_catalogue, read_facts
 from droppexd.catalog.engine import Compare, Operation
-from droppexd.catalog.keys import CLUSTER, NEXT_POOL, POOLS, REBUILT, RESTORED
-from droppexd.catalog.records import pack_fields, unpack_pool
+from droppexd.catalog.keys import CLUSTER, MEMBERS_VERSION, NEXT_POOL, POOLS, REBUILT, RESTORED, member_key
+from droppexd.catalog.records import pack_fields, pack_member, unpack_pool
 from droppexd.catalog.replacement import commit_replacement, finish_replacement
 from droppexd.catalog.replica import Replica
 from droppexd.catalog.restoring import TERMS_AHEAD, begin_incarnation, is_begun, remove_prepared
@@ -29,8 +29,11 @@ from droppexd.catalog.terms import Position, begin_term
 from droppexd.errors import CatalogError, Conflict, DroppexError, PeerError
 from droppexd.folders import make_folder
 from droppexd.model import Membership
+from droppexd.roles.admission import fetch
 from droppexd.roles.catching_up import Catching
 from droppexd.runtime import Runtime
+from droppexd.wire.keys import AllowList
+from droppexd.wire.member_messages import ListMembers, MembersListed
 from droppexd.wire.replication_messages import LogPage, ReadLog
 from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
@@ -99,7 +102,7 @@ async def collect(replica: Replica, survey: "Survey", cluster_id: bytes, runtime
         members = [pool for pool in pools if pool.membership != Membership.REMOVED]
         await survey.ask({pool.address: pool.name for pool in members})
     if not copied:
-        await _begin_empty(replica, cluster_id, len(survey.found), runtime)
+        await _begin_empty(replica, cluster_id, survey, runtime)
         return 0
     (newest,) = await replica.rows(replica.revision - 1, 1)
     await begin_incarnation(
@@ -108,15 +111,19 @@ async def collect(replica: Replica, survey: "Survey", cluster_id: bytes, runtime
     return newest.time_ms
 
 
-async def _begin_empty(replica: Replica, cluster_id: bytes, pools: int, runtime: Runtime) -> None:
+async def _begin_empty(replica: Replica, cluster_id: bytes, survey: "Survey", runtime: Runtime) -> None:
     """Begin a catalogue of this cluster that knows nothing."""
     operations = [
         Operation(CLUSTER, pack_fields((cluster_id, runtime.entropy.token(16)))),
         *begin_term(TERMS_AHEAD, None, None),
         Operation(NEXT_POOL, pack_fields((1,))),
         Operation(RESTORED, pack_fields((0,))),
-        Operation(REBUILT, pack_fields((pools,))),
+        Operation(REBUILT, pack_fields((len(survey.found),))),
     ]
+    members = await survey.members()
+    if members.records:
+        operations += [Operation(member_key(one.public), pack_member(one)) for one in members.records]
+        operations.append(Operation(MEMBERS_VERSION, pack_fields((members.version + 1,))))
     await replica.txn([Compare(CLUSTER, 0)], operations)
 
 
@@ -147,6 +154,22 @@ class Survey:
             several = "are of several clusters" if clusters else "have not joined a cluster yet"
             raise CatalogError(f"the pools at {', '.join(self.found)} {several}: name those of one")
         return clusters.pop()
+
+    async def members(self) -> AllowList:
+        """Return the newest list of who may connect that one of the pools has."""
+        newest = AllowList()
+        for address in self.found:
+            allowed = AllowList()
+
+            async def ask(request: ListMembers, address: str = address) -> MembersListed:
+                return (await self.connections.call(address, request, timeout_s=_ASK_S))[0]
+
+            try:
+                await fetch(allowed, ask)
+            except DroppexError as error:
+                log.warning("the pool at %s does not say who may connect: %s", address, error)
+            newest = max(newest, allowed, key=lambda one: one.version)
+        return newest
 
     async def ask(self, pools: dict[str, str]) -> None:
         """Ask these pools, by address with their names, unless that was done.

@@ -4,26 +4,29 @@ Every member (a pool, an app, a controller, a client) has a key pair of its own,
 whoever it connects to. All that *listen* share one more pair, the cluster's: a member needs to know only
 the cluster's public key to be sure that it talks to its cluster, whatever the address.
 
+Who is let in is a matter of the catalogue, and of the *members file*, which names the founders of a cluster
+or, in one whose keys are made by hand, everybody.
+
 What this does not protect: whoever holds the cluster's secret can pose as any listener of the cluster, so
 a broken-into pool can pose as a controller to those that connect to it. Keys for each listener need the
 catalogue to hand out their public halves.
 
 Three kinds of files, all TOML. A *member key* (secret, mode 0600) holds role, name, public, secret and the
 cluster's public key. The *cluster key* (secret, mode 0600) holds public and secret. The *members file* (no
-secret) lists role, name and public key of everybody who is let in. This module is pure but for the files.
+secret) lists role, name and public key of those who are let in. This module is pure but for the files.
 """
 
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from droppexd.errors import ConfigError
-from droppexd.model import Role
+from droppexd.model import MEMBER_ROLES, MemberRecord, Role, TokenRecord
 
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _NAME = re.compile(r"[0-9A-Za-z._-]{1,64}")
@@ -55,6 +58,40 @@ class MemberKey:
     cluster_public: bytes
 
 
+class AllowList:
+    """Whose keys are let in: those of the members file and of the catalogue, but no revoked one.
+
+    It changes while listeners use it. Each message is looked up in it: who is revoked is refused at once.
+    """
+
+    def __init__(self, founders: Mapping[bytes, Member] | None = None) -> None:
+        self.founders: Mapping[bytes, Member] = dict(founders or {})
+        """Those of the members file."""
+        self.version = 0
+        """Of what the catalogue names; 0: nothing was heard of that yet."""
+        self.records: tuple[MemberRecord, ...] = ()
+        self._in = dict(self.founders)
+
+    def get(self, public: bytes) -> Member | None:
+        """Return whose key this is; None when it is not let in."""
+        return self._in.get(public)
+
+    def learn(
+        self, version: int, records: Iterable[MemberRecord], tokens: Iterable[TokenRecord] = ()
+    ) -> None:
+        """Take what the catalogue says of members, and on a controller of join tokens."""
+        self.version, self.records = version, tuple(records)
+        allowed = dict(self.founders)
+        for record in self.records:
+            if record.revoked_ms or record.role not in MEMBER_ROLES:
+                allowed.pop(record.public, None)
+            else:
+                allowed[record.public] = Member(Role(record.role), record.name)
+        for token in tokens:
+            allowed.setdefault(token.public, Member(Role.JOINER, token.public.decode()))
+        self._in = allowed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportKeys:
     """What a process needs to talk: its own pair, and the cluster's; to listen, also who is let in."""
@@ -62,7 +99,7 @@ class TransportKeys:
     own: KeyPair
     cluster_public: bytes
     cluster_secret: bytes | None = field(default=None, repr=False)
-    members: Mapping[bytes, Member] = field(default_factory=dict)
+    allowed: AllowList = field(default_factory=AllowList)
 
 
 def generate_keypair() -> KeyPair:
@@ -70,6 +107,15 @@ def generate_keypair() -> KeyPair:
     from droppexd.wire.zeromq import curve_keypair
 
     return KeyPair(*curve_keypair())
+
+
+def keypair_of(secret: bytes) -> KeyPair:
+    """Return the pair that a secret key is one half of. Raise ConfigError when it is none."""
+    from droppexd.wire.zeromq import curve_public
+
+    if not _KEY.fullmatch(secret.decode("ascii", "replace")):
+        raise ConfigError(["a secret key has 40 characters"])
+    return KeyPair(curve_public(secret), secret)
 
 
 def load_keys(own: Path, *, cluster: Path | None = None, members: Path | None = None) -> TransportKeys:
@@ -89,7 +135,7 @@ def load_keys(own: Path, *, cluster: Path | None = None, members: Path | None = 
         own=mine.pair,
         cluster_public=mine.cluster_public,
         cluster_secret=None if shared is None else shared.secret,
-        members=listed or {},
+        allowed=AllowList(listed or {}),
     )
 
 
@@ -181,8 +227,8 @@ def _collect(problems: list[str], read: Any, path: Path | None) -> Any:
 
 def _member(where: object, table: Mapping[str, Any]) -> Member:
     role, name = table.get("role"), table.get("name")
-    if role not in tuple(Role):
-        raise ConfigError([f"{where}: `role` must be one of {', '.join(Role)}"])
+    if role not in MEMBER_ROLES:
+        raise ConfigError([f"{where}: `role` must be one of {', '.join(MEMBER_ROLES)}"])
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError([f"{where}: `name` must be 1 to 64 of A-Z a-z 0-9 . _ -"])
     return Member(Role(role), name)

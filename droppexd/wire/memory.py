@@ -406,6 +406,9 @@ class _MemoryListener:
 class _MemoryChannel:
     """A connection of one process to a listener, from the first knock on."""
 
+    refused = False
+    """There are no keys here."""
+
     def __init__(
         self, process: _Process, network: MemoryNetwork, on_message: ChannelCallback, on_lost: LostCallback
     ) -> None:

@@ -16,6 +16,7 @@ from droppexd.model import (
     MAX_K,
     MAX_M,
     MAX_NAME_BYTES,
+    MEMBER_ROLES,
     SMALL_SIZE,
     Address,
     Checksum,
@@ -123,7 +124,7 @@ def message(
 _CLIENT = (Role.CLIENT, Role.APP)
 _APP = (Role.APP,)
 _POOL = (Role.POOL,)
-_ANYONE = tuple(Role)
+_ANYONE = MEMBER_ROLES
 
 Extents = Annotated[tuple[Extent, ...], Bounds(0, MAX_EXTENTS)]
 Pattern = Annotated[str, Bounds(0, MAX_NAME_BYTES)]

@@ -22,6 +22,7 @@ import trio
 from droppexd.background import open_background
 from droppexd.errors import (
     DroppexError,
+    KeyRefused,
     LocalProtocolError,
     NotAuthorised,
     PeerBusy,
@@ -625,6 +626,8 @@ class _Link:
     def _lost(self) -> None:
         if self._connected:
             self.close(PeerError(f"the connection to {self.address} was lost"))
+        elif self._channel.refused:
+            self.close(KeyRefused(f"{self.address} does not let this key in: it is no member's, or revoked"))
         else:
             self.close(PeerError(f"{self.address} is not reachable"))
 

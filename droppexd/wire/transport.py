@@ -60,6 +60,11 @@ class Listener(Protocol):
 class Channel(Protocol):
     """A connection to one listener."""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the listener did not let this process's key in."""
+        ...
+
     def send(self, frames: Sequence[Frame]) -> bool:
         """Queue a message; return False when the peer is not connected (yet) or takes no more."""
         ...

@@ -29,7 +29,7 @@ from zmq.utils.monitor import parse_monitor_message
 from droppexd.background import open_background
 from droppexd.errors import ConfigError, PeerError
 from droppexd.model import Role
-from droppexd.wire.keys import Member, TransportKeys
+from droppexd.wire.keys import AllowList, Member, TransportKeys
 from droppexd.wire.transport import (
     MAX_FRAME_BYTES,
     MAX_FRAMES,
@@ -85,6 +85,12 @@ def curve_keypair() -> tuple[bytes, bytes]:
     """Make a random CURVE key pair: public and secret, in Z85."""
     public, secret = zmq.curve_keypair()
     return public, secret
+
+
+def curve_public(secret: bytes) -> bytes:
+    """Return the public key to a secret one."""
+    public: bytes = zmq.curve_public(secret)
+    return public
 
 
 @asynccontextmanager
@@ -143,7 +149,7 @@ class ZeromqTransport:
             socket.close(0)
             raise PeerError(f"cannot listen on {address}: {error.strerror}") from error
         return _ZeromqListener(
-            socket, self._nursery, self._open, on_message, with_keys=self._keys is not None
+            socket, self._nursery, self._open, on_message, None if self._keys is None else self._keys.allowed
         )
 
     def connect(self, address: str, on_message: ChannelCallback, on_lost: LostCallback) -> "_ZeromqChannel":
@@ -320,13 +326,12 @@ class _ZeromqListener(_Socket):
         nursery: trio.Nursery,
         registry: dict[_Socket, None],
         on_message: ListenerCallback,
-        *,
-        with_keys: bool,
+        allowed: AllowList | None,
     ) -> None:
         super().__init__(socket, nursery)
         self.address = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         self._on_message = on_message
-        self._with_keys = with_keys
+        self._allowed = allowed
         self._registry = registry
         registry[self] = None
 
@@ -344,11 +349,13 @@ class _ZeromqListener(_Socket):
         frames: list[Frame] = [head.bytes]
         if head.more and not _receive_body(self._recv, frames):
             return
-        if self._with_keys:
-            role, _, name = str(head.get("User-Id")).partition(":")
-            self._on_message(Peer(route, Role(role), name), frames)
-        else:
+        if self._allowed is None:
             self._on_message(Peer(route, None, ""), frames)
+            return
+        member = self._allowed.get(str(head.get("User-Id")).encode())
+        if member is None:  # Revoked since it connected: it is answered as who may ask for nothing.
+            member = Member(Role.JOINER, "")
+        self._on_message(Peer(route, member.role, member.name), frames)
 
 
 class _ZeromqChannel(_Socket):
@@ -364,7 +371,8 @@ class _ZeromqChannel(_Socket):
         on_lost: LostCallback,
     ) -> None:
         super().__init__(socket, nursery)
-        self._monitor = _Monitor(monitor, nursery, self._lose)
+        self.refused = False
+        self._monitor = _Monitor(monitor, nursery, self._lose, self._refuse)
         self._on_message = on_message
         self._on_lost = on_lost
         self._room: trio.Event | None = None
@@ -417,6 +425,9 @@ class _ZeromqChannel(_Socket):
         if not head.more or _receive_body(self._recv, frames):
             self._on_message(frames)
 
+    def _refuse(self) -> None:
+        self.refused = True
+
     def _lose(self) -> None:
         """Hand on what arrived before the loss, then be dead."""
         try:
@@ -446,12 +457,21 @@ def _receive_body(recv: Callable[..., zmq.Frame], frames: list[Frame]) -> bool:
 class _Monitor(_Socket):
     """Hears what happens to a channel's connection."""
 
-    def __init__(self, socket: zmq.Socket[bytes], nursery: trio.Nursery, on_lost: LostCallback) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        nursery: trio.Nursery,
+        on_lost: LostCallback,
+        on_refused: Callable[[], None],
+    ) -> None:
         super().__init__(socket, nursery)
         self._on_lost = on_lost
+        self._on_refused = on_refused
 
     def receive_one(self) -> None:
         event = parse_monitor_message(self._socket.recv_multipart(_DONTWAIT))
+        if event["event"] & zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._on_refused()
         if event["event"] & _LOST:
             self._on_lost()
 
@@ -475,7 +495,7 @@ class _Doorkeeper(_Socket):
         if member is None:
             verdict = [b"400", b"this key is not on the list of members", b"", b""]
         else:
-            verdict = [b"200", b"", f"{member.role}:{member.name}".encode(), b""]
+            verdict = [b"200", b"", z85.encode(request[-1]), b""]
         self._socket.send_multipart([route, b"", b"1.0", request_id, *verdict], _DONTWAIT)
 
     def _judge(self, request: Sequence[bytes]) -> Member | None:
@@ -485,4 +505,4 @@ class _Doorkeeper(_Socket):
         version, _, domain, _, _, mechanism, key = request
         if (version, domain, mechanism) != (b"1.0", ZAP_DOMAIN, b"CURVE"):
             return None
-        return self._keys.members.get(z85.encode(key))
+        return self._keys.allowed.get(z85.encode(key))

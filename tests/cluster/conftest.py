@@ -105,16 +105,10 @@ class Process:
     def spawn(self):
         """Start the process; `wait_until_ready` must follow."""
         reader, writer = os.pipe()
-        listen = [
-            part for role in self.roles for part in (f"--{role}-listen", self.addresses.get(role, ANY_PORT))
-        ]
-        command = [*self.command, "--config", str(self.folder / "droppex.toml")]
-        command += [part for role in self.roles for part in ("--role", role)]
-        command += ["--name", self.name, "--data", str(self.data), *listen, *self.options]
-        command += ["--report-fd", str(writer), "--die-with-parent", str(os.getpid())]
+        command = [*self.command, "--config", str(self.folder / "droppex.toml"), *self.arguments()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                [*command, "--report-fd", str(writer), "--die-with-parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -123,6 +117,14 @@ class Process:
             )
         os.close(writer)
         self._reports = reader
+
+    def arguments(self):
+        """Return what the process is told besides the name of its configuration."""
+        listen = [
+            part for role in self.roles for part in (f"--{role}-listen", self.addresses.get(role, ANY_PORT))
+        ]
+        roles = [part for role in self.roles for part in ("--role", role)]
+        return [*roles, "--name", self.name, "--data", str(self.data), *listen, *self.options]
 
     def wait_until_ready(self):
         reports = b""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from droppexd.errors import ConfigError, NotAuthorised, PeerError, PeerTimeout, VersionMismatch
 from droppexd.model import Role
 from droppexd.wire.codec import decode, encode
-from droppexd.wire.keys import Member, TransportKeys, generate_keypair
+from droppexd.wire.keys import AllowList, Member, TransportKeys, generate_keypair
 from droppexd.wire.messages import KINDS, CloseSession, Done, Ping, Pong
 from droppexd.wire.rpc import Limits, Service, Terms, open_connections, serve
 from droppexd.wire.transport import MAX_FRAME_BYTES, MAX_FRAMES
@@ -283,7 +283,7 @@ class Ring:
             own=self.pairs[Role.CONTROLLER],
             cluster_public=self.cluster.public,
             cluster_secret=self.cluster.secret,
-            members=members,
+            allowed=AllowList(members),
         )
 
     def of(self, role):

@@ -28,6 +28,7 @@ from droppexd.roles.followers import FollowersGroup, FollowersSettings, open_fol
 from droppexd.roles.pool import PoolSettings, serve_pool
 from droppexd.roles.pool_journal import JournalFolder
 from droppexd.store.simulated import SimulatedDisk, SimulatedStore
+from droppexd.wire.keys import AllowList, KeyPair, TransportKeys
 from droppexd.wire.memory import MemoryNetwork
 from droppexd.wire.rpc import Terms, open_connections
 from tests.simulation.simulator.surroundings import run_mocked, runtime_of
@@ -82,6 +83,9 @@ class Cluster:
         self.links: dict[str, StoreLink] = {}
         self.copies: dict[str, Copy] = {}
         self.journals: dict[str, Copy] = {}
+        self.with_keys = False
+        self.allowed: dict[str, AllowList] = {}
+        """Whom each process lets in by now."""
         """What pools keep of the catalogue."""
         self.journal = 1
         self.machines: dict[str, str] = {}
@@ -100,6 +104,20 @@ class Cluster:
         for number in range(1, pools + 1):
             await self.start_pool(f"pool-{number}")
         await self.start_app()
+
+    def keys_of(self, name: str) -> TransportKeys | None:
+        """Return the keys of a controller that starts, where the cluster has keys; the network knows none."""
+        allowed = self.allowed_of(name)
+        if allowed is None:
+            return None
+        own = KeyPair(name.encode().ljust(40, b"-"), b"s" * 40)
+        return TransportKeys(own=own, cluster_public=b"c" * 40, cluster_secret=b"C" * 40, allowed=allowed)
+
+    def allowed_of(self, name: str) -> AllowList | None:
+        """Return the empty list with which a process starts, where the cluster has keys."""
+        if self.with_keys:
+            self.allowed[name] = AllowList()
+        return self.allowed.get(name)
 
     async def _start(self, name: str, role: Role, body) -> Member:
         member = Member(name, trio.CancelScope())
@@ -128,6 +146,7 @@ class Cluster:
                 group=SoleGroup(engine),
                 runtime=self.runtime,
                 settings=settings,
+                keys=self.keys_of("controller"),
                 task_status=task_status,
             )
 
@@ -156,6 +175,7 @@ class Cluster:
                 group=SimulatedGroup(link, self.runtime),
                 runtime=self.runtime,
                 settings=settings,
+                keys=self.keys_of(name),
                 task_status=task_status,
             )
 
@@ -205,6 +225,7 @@ class Cluster:
                         group=group,
                         runtime=self.runtime,
                         settings=ControllerSettings(name=name, delete_grace_s=5.0),
+                        keys=self.keys_of(name),
                         cluster_id=group.cluster_id,
                         terms=terms,
                         handlers=group.handlers(),
@@ -234,6 +255,7 @@ class Cluster:
                 runtime=self.runtime,
                 journal=self._journal_of(name),
                 settings=PoolSettings(name=name, machine=self.machines.get(name, "one")),
+                allowed=self.allowed_of(name),
                 task_status=task_status,
             )
 
@@ -287,6 +309,7 @@ class Cluster:
                 controllers=list(self.controllers),
                 runtime=self.runtime,
                 settings=AppSettings(name="app", chunk_size=CHUNK_SIZE),
+                allowed=self.allowed_of("app"),
                 task_status=task_status,
             )
 

@@ -101,6 +101,7 @@ def test_every_option_can_be_given_in_all_three_ways(name, write):
         "keys_own": "/k",
         "bucket": "file:///mnt/share/droppex.json",
         "bucket_key": "ab" * 32,
+        "cluster": "ab" * 16,
         "catalog_engine": "etcd",
         "catalog_endpoints": "https://10.0.0.1:2379",
     }

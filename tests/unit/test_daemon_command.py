@@ -103,7 +103,7 @@ def test_keygen_makes_keys_that_load(droppexd, tmp_path):
     assert str(folder / "pool-nas.key") in out
     make_key(folder, Role.CLIENT, "alice")
     keys = load_keys(folder / "pool-nas.key", cluster=folder / "cluster.key", members=folder / "members.toml")
-    assert {member.name for member in keys.members.values()} == {"nas", "alice"}
+    assert {member.name for member in keys.allowed.founders.values()} == {"nas", "alice"}
     for secret in ("pool-nas.key", "client-alice.key", "cluster.key"):
         assert stat.S_IMODE((folder / secret).stat().st_mode) == 0o600
 

@@ -39,7 +39,8 @@ def test_keys_come_back_from_their_files(files):
     )
     keys = load_keys(folder / "pool-1.key", cluster=folder / "cluster.key", members=folder / "members.toml")
     assert (keys.own, keys.cluster_public, keys.cluster_secret) == (own, cluster.public, cluster.secret)
-    assert keys.members == {own.public: member}
+    assert keys.allowed.founders == {own.public: member}
+    assert keys.allowed.get(own.public) == member
     assert load_keys(folder / "pool-1.key").cluster_secret is None
 
 

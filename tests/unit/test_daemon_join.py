@@ -1,0 +1,224 @@
+"""The files that `droppexd init` and `join` write."""
+
+import os
+import tomllib
+
+import pytest
+
+from droppexd.cli import daemon_join
+from droppexd.cli.daemon_join import (
+    begin_cluster,
+    config_folder,
+    data_folder,
+    describe_machine,
+    join_cluster,
+    own_host,
+)
+from droppexd.config import Config
+from droppexd.errors import ConfigError, KeyRefused, StoreError
+from droppexd.model import Role
+from droppexd.wire.keys import generate_keypair, load_keys, read_member_key
+from droppexd.wire.member_messages import Enrolled
+from droppexd.wire.tokens import Token
+
+ALL = (Role.CONTROLLER, Role.APP, Role.POOL)
+
+
+def machine(tmp_path, **options):
+    given = {"name": "one", "machine": "rack 7", "zone": "", "address": "10.0.0.7", "towards": ""} | options
+    return describe_machine({}, folder=tmp_path / "etc", data=tmp_path / "data", **given)
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_init_writes_is_a_configuration_with_keys_that_load(tmp_path):
+    begun = begin_cluster(machine(tmp_path, zone="cellar"), ALL)
+    file = tmp_path / "etc" / "droppex.toml"
+    config = Config.load({}, {}, file)
+    assert config.roles == ALL
+    assert (config.cluster, len(begun.cluster)) == (begun.cluster, 32)
+    assert (config.name, config.machine, config.zone) == ("one", "rack 7", "cellar")
+    assert config.controller_listen == "tcp://10.0.0.7:7700"
+    assert config.app_listen == "tcp://10.0.0.7:7701"
+    assert config.pool_listen == "tcp://10.0.0.7:7702"
+    assert config.folder(Role.POOL) == tmp_path / "data" / "pool"
+    for own in map(os.fspath, config.keys_own):
+        role = read_member_key(daemon_join.Path(own)).member.role
+        keys = load_keys(
+            daemon_join.Path(own),
+            cluster=daemon_join.Path(config.keys_cluster),
+            members=daemon_join.Path(config.keys_members),
+        )
+        assert keys.allowed.get(keys.own.public).role == role
+    client = tomllib.loads((tmp_path / "etc" / "client.toml").read_text())
+    assert client == {"app": "tcp://10.0.0.7:7701", "key": "keys/client-one.key"}
+
+
+def test_init_changes_nothing_that_is_there(tmp_path):
+    first = begin_cluster(machine(tmp_path), ALL)
+    before = files_of(tmp_path)
+    again = begin_cluster(machine(tmp_path, name="other", address="10.0.0.8"), (Role.CONTROLLER,))
+    assert (again.cluster, again.made) == (first.cluster, ())
+    assert files_of(tmp_path) == before
+
+
+def test_init_goes_on_where_it_was_interrupted(tmp_path):
+    begin_cluster(machine(tmp_path), ALL)
+    whole = files_of(tmp_path)
+    for lost in (["droppex.toml"], ["droppex.toml", "client.toml"], ["droppex.toml", "keys/pool-one.key"]):
+        kept = files_of(tmp_path)
+        for name in lost:
+            (tmp_path / "etc" / name).unlink()
+            del kept[tmp_path / "etc" / name]
+        begin_cluster(machine(tmp_path), ALL)
+        now = files_of(tmp_path)
+        assert now.keys() == whole.keys()
+        members = tmp_path / "etc" / "keys" / "members.toml"
+        assert {path: now[path] for path in kept if path != members} == {
+            path: data for path, data in kept.items() if path != members
+        }
+        Config.load({}, {}, tmp_path / "etc" / "droppex.toml")
+
+
+def test_keys_of_another_cluster_are_not_taken(tmp_path):
+    begin_cluster(machine(tmp_path), ALL)
+    (tmp_path / "etc" / "droppex.toml").unlink()
+    (tmp_path / "etc" / "keys" / "cluster.key").unlink()
+    with pytest.raises(ConfigError, match="another member or cluster"):
+        begin_cluster(machine(tmp_path), ALL)
+
+
+def test_a_name_is_made_of_the_host_name_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(daemon_join.socket, "gethostname", lambda: "my host!.example")
+    assert machine(tmp_path, name="").name == "my-host-.example"
+    assert machine(tmp_path, machine="").machine == "my host!.example"
+    with pytest.raises(ConfigError, match="cannot be a member's name"):
+        machine(tmp_path, name="a/b")
+
+
+@pytest.mark.parametrize(
+    ("address", "listen"),
+    [
+        ("10.0.0.7", "tcp://10.0.0.7:7702"),
+        ("nas.example:8000", "tcp://nas.example:8002"),
+        ("[fd00::7]", "tcp://[fd00::7]:7702"),
+        ("[fd00::7]:9000", "tcp://[fd00::7]:9002"),
+        ("tcp://10.0.0.7:9000", "tcp://10.0.0.7:9002"),
+    ],
+)
+def test_addresses(tmp_path, address, listen):
+    assert machine(tmp_path, address=address).listen(Role.POOL) == listen
+
+
+@pytest.mark.parametrize(
+    "address", ["fd00::7", "10.0.0.7:", "10.0.0.7:99999", "a b", "10.0.0.7:65534", "x:0"]
+)
+def test_bad_addresses(tmp_path, address):
+    with pytest.raises(ConfigError):
+        machine(tmp_path, address=address)
+
+
+def test_the_own_address_is_the_one_on_the_way():
+    assert own_host("tcp://127.0.0.9:7700").startswith("127.")
+    assert own_host("tcp://[::1]:7700") in ("[::1]", "127.0.0.1")
+    assert own_host("tcp://no-such-host.invalid:1") == "127.0.0.1"
+
+
+def test_folders_follow_the_user(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    home = {"XDG_CONFIG_HOME": "/home/a/conf", "XDG_DATA_HOME": "/home/a/data"}
+    assert str(config_folder(home)) == "/home/a/conf/droppex"
+    assert str(data_folder(home)) == "/home/a/data/droppex"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert str(config_folder(home)) == "/etc/droppex"
+    assert str(data_folder(home)) == "/var/lib/droppex"
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "etc").write_text("a file")
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        begin_cluster(machine(tmp_path), ALL)
+
+
+# -- join ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster():
+    return generate_keypair()
+
+
+def token_of(cluster, *roles):
+    return Token(
+        secret=generate_keypair().secret,
+        cluster_public=cluster.public,
+        controllers=("tcp://10.0.0.1:7700",),
+        roles=roles,
+    )
+
+
+def answer(monkeypatch, secret=b"", apps=("tcp://10.0.0.1:7701",), error=None):
+    """Have a master answer so."""
+    asked = []
+
+    async def enroll(token, name, pairs):
+        asked.append((name, {role: pair.public for role, pair in pairs.items()}))
+        if error is not None:
+            raise error
+        return Enrolled(
+            cluster_id=bytes(16),
+            controllers=("tcp://10.0.0.1:7700", "tcp://10.0.0.2:7700"),
+            apps=apps,
+            cluster_secret=secret,
+        )
+
+    monkeypatch.setattr("droppexd.daemon.enroll", enroll)
+    return asked
+
+
+def test_a_pool_that_joins_gets_a_configuration_that_loads(tmp_path, monkeypatch, cluster):
+    asked = answer(monkeypatch, cluster.secret)
+    join_cluster(machine(tmp_path), token_of(cluster, "pool"), (Role.POOL,))
+    config = Config.load({}, {}, tmp_path / "etc" / "droppex.toml")
+    assert config.roles == (Role.POOL,)
+    assert config.controllers == ("tcp://10.0.0.1:7700", "tcp://10.0.0.2:7700")
+    assert config.keys_members == ""
+    keys = load_keys(tmp_path / "etc" / "keys" / "pool-one.key", cluster=tmp_path / "etc/keys/cluster.key")
+    assert keys.cluster_secret == cluster.secret
+    assert asked == [("one", {Role.POOL: keys.own.public})]
+    assert not (tmp_path / "etc" / "client.toml").exists()
+
+
+def test_a_controller_that_joins_names_the_others_as_those_to_join(tmp_path, monkeypatch, cluster):
+    answer(monkeypatch, cluster.secret)
+    join_cluster(machine(tmp_path), token_of(cluster, "controller"), (Role.CONTROLLER,))
+    config = Config.load({}, {}, tmp_path / "etc" / "droppex.toml")
+    assert config.master == ("tcp://10.0.0.1:7700", "tcp://10.0.0.2:7700")
+    assert config.cluster == ""
+
+
+def test_a_client_that_joins_gets_its_key_alone(tmp_path, monkeypatch, cluster):
+    answer(monkeypatch)
+    join_cluster(machine(tmp_path), token_of(cluster, "client"), (Role.CLIENT,))
+    assert sorted(path.name for path in files_of(tmp_path)) == ["client-one.key", "client.toml"]
+    assert tomllib.loads((tmp_path / "etc" / "client.toml").read_text())["app"] == "tcp://10.0.0.1:7701"
+
+
+def test_a_join_that_failed_is_repeated_with_the_same_keys(tmp_path, monkeypatch, cluster):
+    asked = answer(monkeypatch, error=KeyRefused("no"))
+    with pytest.raises(KeyRefused, match="expired, or was used"):
+        join_cluster(machine(tmp_path), token_of(cluster, "pool"), (Role.POOL,))
+    assert not (tmp_path / "etc" / "droppex.toml").exists()
+    again = answer(monkeypatch, cluster.secret)
+    join_cluster(machine(tmp_path), token_of(cluster, "pool"), (Role.POOL,))
+    assert asked == again
+
+
+def test_a_cluster_key_that_is_not_that_of_the_token_is_refused(tmp_path, monkeypatch, cluster):
+    answer(monkeypatch, generate_keypair().secret)
+    with pytest.raises(ConfigError, match="not the cluster's"):
+        join_cluster(machine(tmp_path), token_of(cluster, "pool"), (Role.POOL,))
+    assert not (tmp_path / "etc" / "keys" / "cluster.key").exists()
+    assert not (tmp_path / "etc" / "droppex.toml").exists()
