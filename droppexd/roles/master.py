@@ -18,8 +18,8 @@ _ATTEMPT_S = 5.0
 """One controller gets this long before the next is tried."""
 
 _LEAST_S = 0.1
-"""With less time left nobody else is asked: who gets no answer gives the connection up, and so what others wait
-for there."""
+"""With less time left nobody else is asked: who gets no answer gives the connection up, and whatever else
+waits there fails."""
 
 _PAUSE_S = (0.05, 0.5)
 """Between two rounds over all controllers: long enough not to spin, short enough not to be noticed."""
