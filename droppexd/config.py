@@ -756,7 +756,7 @@ def _address_complaints(config: Config) -> list[str]:
     if not config.keys_own:
         problems.extend(
             f"listening on {address}, where other machines reach it, needs keys: "
-            "make them with `droppexd keygen` and set [keys], or listen on 127.0.0.1"
+            "`droppexd init` or `droppexd join` make them; or listen on 127.0.0.1"
             for address in listening
             if not is_loopback(address)
         )
@@ -772,7 +772,7 @@ def _address_complaints(config: Config) -> list[str]:
     if not config.keys_own:
         problems.extend(
             f"the controller {address} is on another machine, which needs keys: "
-            "make them with `droppexd keygen` and set [keys]"
+            "`droppexd init` or `droppexd join` make them"
             for address in config.controllers
             if not is_loopback(address)
         )

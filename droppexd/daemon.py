@@ -24,6 +24,7 @@ from droppexd.errors import ConfigError, KeyRefused, PeerError, StoreError
 from droppexd.folders import make_folder
 from droppexd.model import MAX_CONTROLLERS, Role
 from droppexd.runtime import Runtime
+from droppexd.service_manager import ServiceManager
 
 if TYPE_CHECKING:
     from droppexd.catalog.group import Group
@@ -142,23 +143,37 @@ class Ready(NamedTuple):
     data: str
 
 
-async def run_roles(config: Config, report: Callable[[Ready], None]) -> None:
+async def run_roles(
+    config: Config, report: Callable[[Ready], None], manager: ServiceManager | None = None
+) -> None:
     """Run the roles until SIGTERM or SIGINT, then stop them in order, within SHUTDOWN_S.
 
-    `report` hears of each role when it serves. What goes wrong in a role comes out as it is, or in a
-    group.
+    `report` hears of each role when it serves, and the service manager when all do. What goes wrong in a role
+    comes out as it is, or in a group.
     """
+    manager = manager or ServiceManager()
+    serving: list[str] = []
+
+    def tell(ready: Ready) -> None:
+        report(ready)
+        serving.append(f"{ready.role} at {ready.address}")
+        if len(serving) == len(config.roles):
+            manager.ready(", ".join(serving))
+
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            process = _Process(config, _load_keys(config), report)
+            process = _Process(config, _load_keys(config), tell)
+            manager.status(f"starting: {', '.join(config.roles)}")
+            nursery.start_soon(manager.watch)
             nursery.start_soon(process.run)
-            nursery.start_soon(_stop_at_signal, signals, process, nursery.cancel_scope)
+            nursery.start_soon(_stop_at_signal, signals, process, nursery.cancel_scope, manager)
 
 
 async def _stop_at_signal(
-    signals: AsyncIterator[int], process: "_Process", everything: trio.CancelScope
+    signals: AsyncIterator[int], process: "_Process", everything: trio.CancelScope, manager: ServiceManager
 ) -> None:
     name = signal.Signals(await anext(signals)).name
+    manager.stopping()
     log.info("stopping signal=%s", name)
     with _deadline(SHUTDOWN_S):
         await process.stop()

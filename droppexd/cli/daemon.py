@@ -14,7 +14,7 @@ import typer
 
 from droppexd import __version__
 from droppexd.cli.daemon_catalog import catalog_app
-from droppexd.cli.daemon_logs import set_up_logs
+from droppexd.cli.daemon_logs import journal_handler, set_up_logs
 from droppexd.cli.daemon_members import init, join, join_token
 from droppexd.cli.daemon_parent import die_with_parent
 from droppexd.cli.daemon_pool import pool_app
@@ -133,10 +133,11 @@ def run(
         return fail(error)
     if parent is not None:
         die_with_parent(parent)
-    set_up_logs(config.log_level)
+    set_up_logs(config.log_level, journal=journal_handler(os.environ))
     import trio
 
     from droppexd.daemon import Ready, run_roles
+    from droppexd.service_manager import ServiceManager
 
     def report(ready: Ready) -> None:
         if report_fd is not None:
@@ -145,7 +146,7 @@ def run(
             os.write(report_fd, json.dumps(line).encode() + b"\n")
 
     try:
-        trio.run(run_roles, config, report)
+        trio.run(run_roles, config, report, ServiceManager.of(os.environ))
     except (DroppexError, OSError, ExceptionGroup) as error:
         return fail(error)
     return ExitCode.OK

@@ -5,6 +5,7 @@ Nothing that exists is overwritten. The configuration is written last: where it 
 
 import json
 import os
+import pwd
 import re
 import secrets
 import socket
@@ -37,6 +38,9 @@ from droppexd.wire.tokens import Token
 CONFIG_FILE = "droppex.toml"
 CLIENT_FILE = "client.toml"
 SYSTEM_FOLDER = Path("/etc/droppex")
+SERVICE_UNIT = Path("/etc/systemd/system/droppexd@.service")
+SERVICE_USER = "droppex"
+"""Whom `scripts/install` makes for the services."""
 
 _PORTS = {Role.CONTROLLER: CONTROLLER_PORT, Role.APP: APP_PORT, Role.POOL: POOL_PORT}
 _NOT_IN_NAMES = re.compile("[^0-9A-Za-z._-]+")
@@ -198,6 +202,7 @@ def begin_cluster(machine: Machine, roles: Sequence[Role]) -> Begun:
         'members = "keys/members.toml"',
         *_role_lines(machine, roles),
     ]
+    hand_over(machine, roles)
     _write_new(machine.config, lines)
     return Begun(cluster, (*made, machine.config))
 
@@ -279,6 +284,7 @@ def join_cluster(machine: Machine, token: Token, roles: Sequence[Role]) -> tuple
             *_key_lines(serving, machine),
             *_role_lines(machine, serving),
         ]
+        hand_over(machine, serving)
         _write_new(machine.config, lines)
         made.append(machine.config)
     return tuple(made)
@@ -346,18 +352,43 @@ def _write_new(file: Path, lines: Sequence[str]) -> None:
         raise StoreError(f"cannot write {file}: {error.strerror}") from error
 
 
-def next_steps(machine: Machine, roles: Sequence[Role], *, first: bool) -> list[str]:
-    """Return what to do next, a line each."""
+def hand_over(machine: Machine, roles: Sequence[Role]) -> None:
+    """Give what a service reads to its user, where root made it for the services of this machine.
+
+    A person's own key stays root's. Raise StoreError.
+    """
+    if os.geteuid() != 0 or machine.folder != SYSTEM_FOLDER:
+        return
+    try:
+        user = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return  # Without the services, whoever starts the roles is root.
+    shared = [machine.keys, machine.keys / "cluster.key", machine.keys / "members.toml"]
+    try:
+        for path in (*shared, *(machine.key(role) for role in roles if role in SERVER_ROLES)):
+            if path.exists():
+                os.chown(path, user.pw_uid, user.pw_gid)
+    except OSError as error:
+        raise StoreError(f"cannot give {error.filename} to {SERVICE_USER}: {error.strerror}") from error
+
+
+def next_steps(
+    machine: Machine, roles: Sequence[Role], environment: Mapping[str, str], *, first: bool
+) -> list[str]:
+    """Return what to do next, a line each. Files where they are looked for anyway are not named."""
     serving = [role for role in roles if role in SERVER_ROLES]
+    found = machine.folder == config_folder(environment)
+    client = "" if found else f" --config {machine.folder / CLIENT_FILE}"
     lines: list[str] = []
     if serving:
-        units = " ".join(f"droppexd@{role}" for role in serving)
         lines.append(f"start it:       droppexd --config {machine.config}")
-        lines.append(f"or by systemd:  systemctl enable --now {units}")
+    if serving and machine.folder == SYSTEM_FOLDER and SERVICE_UNIT.exists():
+        units = " ".join(f"droppexd@{role}" for role in serving)
+        lines[-1] = f"start it:       systemctl enable --now {units}"
     if Role.CLIENT in roles or first:
-        lines.append(f"try it:         droppex --config {machine.folder / CLIENT_FILE} status")
+        lines.append(f"try it:         droppex{client} status")
     if first:
-        lines.append(f"add a machine:  droppexd join-token --config {machine.config}")
+        lines.append(f"add a machine:  droppexd join-token{'' if found else f' --config {machine.config}'}")
         if is_loopback(f"tcp://{machine.host}:1"):
             lines.append("only this machine can reach it: for others begin again with --address HOST")
     return lines

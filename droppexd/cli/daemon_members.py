@@ -105,7 +105,7 @@ def init(
         print(f"made {described.config}: the cluster {begun.cluster}, {', '.join(roles)} at {described.host}")
     else:
         print(f"{described.config} is there already: the cluster {begun.cluster}; nothing was changed")
-    print("\n".join(next_steps(described, roles, first=True)))
+    print("\n".join(next_steps(described, roles, os.environ, first=True)))
 
 
 def join_token(
@@ -204,4 +204,4 @@ def join(
         print(f"{known} is there already: nothing was changed. To join another cluster give --dir")
         return
     print(f"{described.name} is a member: {', '.join(roles)} at {described.host}")
-    print("\n".join(next_steps(described, roles, first=False)))
+    print("\n".join(next_steps(described, roles, os.environ, first=False)))

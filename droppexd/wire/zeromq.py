@@ -134,7 +134,7 @@ class ZeromqTransport:
         """
         host = _host_of(address)
         if self._doorkeeper is None and (self._keys is not None or not _is_loopback(host)):
-            raise ConfigError([f"listening on {address} needs the cluster's keys; see `droppexd keygen`"])
+            raise ConfigError([f"listening on {address} needs the cluster's keys: see `droppexd init`"])
         socket = self._new_socket(zmq.ROUTER, host)
         try:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -156,7 +156,7 @@ class ZeromqTransport:
         """Connect. Raise PeerError when the address is none, or needs keys."""
         host = _host_of(address)
         if self._keys is None and not _is_loopback(host):
-            raise PeerError(f"connecting to {address} needs keys; see `droppexd keygen`")
+            raise PeerError(f"connecting to {address} needs keys: see `droppexd join`")
         socket = self._new_socket(zmq.DEALER, host)
         monitor: zmq.Socket[bytes] | None = None
         try:

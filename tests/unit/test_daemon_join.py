@@ -222,3 +222,38 @@ def test_a_cluster_key_that_is_not_that_of_the_token_is_refused(tmp_path, monkey
         join_cluster(machine(tmp_path), token_of(cluster, "pool"), (Role.POOL,))
     assert not (tmp_path / "etc" / "keys" / "cluster.key").exists()
     assert not (tmp_path / "etc" / "droppex.toml").exists()
+
+
+def test_what_to_do_next_is_said_as_it_can_be_typed(tmp_path, monkeypatch):
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    elsewhere = machine(tmp_path)
+    assert daemon_join.next_steps(elsewhere, ALL, home, first=True) == [
+        f"start it:       droppexd --config {tmp_path}/etc/droppex.toml",
+        f"try it:         droppex --config {tmp_path}/etc/client.toml status",
+        f"add a machine:  droppexd join-token --config {tmp_path}/etc/droppex.toml",
+    ]
+    usual = describe_machine(
+        home, folder=None, data=None, name="", machine="", zone="", address="127.0.0.1", towards=""
+    )
+    assert daemon_join.next_steps(usual, ALL, home, first=True) == [
+        f"start it:       droppexd --config {tmp_path}/droppex/droppex.toml",
+        "try it:         droppex status",
+        "add a machine:  droppexd join-token",
+        "only this machine can reach it: for others begin again with --address HOST",
+    ]
+    assert daemon_join.next_steps(usual, (Role.POOL,), home, first=False) == [
+        f"start it:       droppexd --config {tmp_path}/droppex/droppex.toml"
+    ]
+
+
+def test_keys_of_services_are_given_to_their_user(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(daemon_join, "SYSTEM_FOLDER", tmp_path / "etc")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.update({path.name: (uid, gid)}))
+    users = {"droppex": type("User", (), {"pw_uid": 900, "pw_gid": 901})}
+    monkeypatch.setattr(daemon_join.pwd, "getpwnam", users.__getitem__)
+    begin_cluster(machine(tmp_path), ALL)
+    wanted = ("keys", "cluster.key", "members.toml", "controller-one.key", "app-one.key", "pool-one.key")
+    assert given == dict.fromkeys(wanted, (900, 901))  # And not the key of the person.
