@@ -544,7 +544,13 @@ class RepairStatus:
     eta_s: int | None = None
     """Seconds that the rest takes at the present pace; None when there is no pace to tell by."""
     moving: int = 0
-    """Still on pools whose disks failed, and can be read there."""
+    """Still on pools that are to be emptied, for their disks failed or they are drained, and can be read."""
+    moving_stuck: int = 0
+    """Of those: have nowhere to go now."""
+    balancing: int = 0
+    """Planned to move to where placement wants them, since there are other pools than there were."""
+    balanced: bool = True
+    """Whether all that can be where placement wants it was found there, with the pools of now."""
 
 
 @record

@@ -133,6 +133,11 @@ class Placement:
         self._tables: dict[Layout, _Table] = {}
         self._choices: dict[tuple[Layout, int, tuple[bool, ...]], tuple[int, ...]] = {}
 
+    @property
+    def inputs(self) -> tuple[tuple[int, int, str, str], ...]:
+        """All that the sets depend on."""
+        return tuple((one.number, one.weight, one.machine, one.zone) for one in self._members)
+
     def order(self, extent: ExtentId, layout: Layout) -> tuple[int, ...]:
         """Return all member pools in order of preference for an extent.
 
@@ -182,6 +187,36 @@ class Placement:
             else:
                 machine_limit += 1
         return MISSING
+
+    def move(
+        self, extent: ExtentId, layout: Layout, pools: Sequence[int], usable: Callable[[int], bool]
+    ) -> tuple[int, int] | None:
+        """Return a shard that is not in the placement set, and the pool of the set that it goes to; or None.
+
+        No move puts more shards of the extent on one machine, or beyond the limit in one zone, than there
+        are: each by itself leaves it as safe as it was.
+        """
+        preferred = self._table(layout).sets[_set_of(extent)]
+        if len(preferred) < layout.total:
+            return None
+        targets = [pool for pool in preferred if pool not in pools and usable(pool)]
+        strays = [at for at, pool in enumerate(pools) if pool not in preferred]
+        before = self._crowding(pools, layout)
+        for target in targets:
+            for at in strays:
+                if self._crowding([*pools[:at], target, *pools[at + 1 :]], layout) <= before:
+                    return at, target
+        return None
+
+    def _crowding(self, pools: Sequence[int], layout: Layout) -> tuple[int, int]:
+        """Return how many shards share a machine with another, and how far a zone is over its limit.
+
+        Pools that are no members count as machines and zones of their own: they are known no better here.
+        """
+        places = [self._places.get(pool) or _Member(pool, 1, f"\0{pool}", f"\0{pool}") for pool in pools]
+        machines = Counter(place.machine for place in places)
+        zones = Counter(place.zone for place in places)
+        return len(places) - len(machines), max(0, max(zones.values()) - self._table(layout).zone_limit)
 
     def _table(self, layout: Layout) -> _Table:
         table = self._tables.get(layout)

@@ -112,6 +112,7 @@ from droppexd.model import (
     Extent,
     ExtentId,
     Holding,
+    Layout,
     MemberRecord,
     OperationId,
     PoolRecord,
@@ -348,6 +349,11 @@ class Catalogue:
         return sum(
             counts.extents for (_, _, pools), counts in self._state.placements.items() if pool in pools
         )
+
+    def widest(self, pool: int) -> Layout | None:
+        """Return the layout with the most shards of what has one on this pool; None when nothing has."""
+        found = [(k + m, m) for (k, m, pools) in self._state.placements if pool in pools]
+        return Layout(max(found)[0] - max(found)[1], max(found)[1]) if found else None
 
     @property
     def missing(self) -> int:

@@ -418,6 +418,46 @@ def replace(
     command.finish(lambda session: replace_pool(session, pool, force=force))
 
 
+@pools.command()
+def drain(
+    context: typer.Context,
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The name or the number of a pool.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Use it like the others again.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the others are too few for some of what is on it.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until it is empty. Ctrl-C ends the waiting alone.")
+    ] = True,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Move everything off a pool, so that it can be removed. Nothing has less redundancy on the way.
+
+    Nothing new is put there from now on. `droppex pools remove POOL` then takes it out.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_pools import drain_pool
+
+    command.finish(lambda session: drain_pool(session, pool, undo=undo, force=force, wait=wait))
+
+
+@pools.command("remove")
+def remove_pool(
+    context: typer.Context,
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The name or the number of a pool.")],
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Take a pool that was drained out of the cluster, for good. Refused while anything is on it."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_pools import remove_pool
+
+    command.finish(lambda session: remove_pool(session, pool))
+
+
 controllers = typer.Typer(
     help="List the controllers: which is the master, and how each of them is.",
     add_completion=False,

@@ -48,7 +48,7 @@ class Gauge(Protocol):
     """Told how far something is that nobody here does."""
 
     def show(self, done: int, total: int, *, title: str = "") -> None:
-        """Show `done` of about `total` bytes."""
+        """Show `done` of about `total` bytes, or of what the gauge counts."""
         ...
 
 
@@ -62,9 +62,10 @@ class _NoGauge:
 class _LineGauge:
     """A line now and then, where there is no terminal."""
 
-    def __init__(self, output: Output, title: str) -> None:
+    def __init__(self, output: Output, title: str, unit: str) -> None:
         self._output = output
         self._title = title
+        self._unit = unit
         self._began = time.monotonic()
         self._next = self._began + _LINE_S
 
@@ -74,20 +75,26 @@ class _LineGauge:
         if now < self._next:
             return
         self._next = now + _LINE_S
+        if self._unit:
+            self._output.note(f"{title or self._title}: {done} of about {total} {self._unit}")
+            return
         rate = rate_text(done, now - self._began)
         self._output.note(f"{title or self._title}: {size_text(done)} of about {size_text(total)}, {rate}")
 
 
 @contextmanager
-def progress_gauge(output: Output, title: str) -> Iterator[Gauge]:
-    """Show a bar with speed and time left on a terminal, else a line now and then, on standard error."""
+def progress_gauge(output: Output, title: str, *, unit: str = "") -> Iterator[Gauge]:
+    """Show a bar with speed and time left on a terminal, else a line now and then, on standard error.
+
+    What is shown are bytes, or with `unit` as many of these.
+    """
     if output.quiet:
         yield _NoGauge()
         return
     if not output.progress_wanted:
-        yield _LineGauge(output, title)
+        yield _LineGauge(output, title, unit)
         return
-    progress = _transfer_bar()
+    progress = _count_bar(unit) if unit else _transfer_bar()
     task = progress.add_task(printable(title), total=None)
 
     class Bar:
@@ -103,6 +110,32 @@ def progress_gauge(output: Output, title: str) -> Iterator[Gauge]:
 
     with progress, output.lines_above_bar(above):
         yield Bar()
+
+
+def _count_bar(unit: str) -> "Progress":
+    """Return a bar with a count of something, and time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit, markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False, markup=False, emoji=False),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def _transfer_bar() -> "Progress":

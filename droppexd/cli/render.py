@@ -483,6 +483,9 @@ def status_document(reply: Status) -> Document:
             "running": status.repair.running,
             "stuck": status.repair.stuck,
             "moving": status.repair.moving,
+            "moving_stuck": status.repair.moving_stuck,
+            "balancing": status.repair.balancing,
+            "balanced": status.repair.balanced,
             "bytes_per_s": status.repair.bytes_per_s,
             "eta_s": status.repair.eta_s,
         },
@@ -543,7 +546,12 @@ def _work_texts(status: ClusterStatus) -> list[str]:
             text += f", about {duration_text(repair.eta_s)} left"
         texts.append(text)
     if repair.moving:
-        texts.append(f"moving {count_text(repair.moving, 'shard')} away from failed disks")
+        text = f"moving {count_text(repair.moving, 'shard')} away from pools that are to be emptied"
+        if repair.moving_stuck:
+            text += f"; {repair.moving_stuck} have nowhere to go"
+        texts.append(text)
+    if repair.balancing:
+        texts.append(f"balancing: {count_text(repair.balancing, 'shard')} to move to other pools")
     if status.garbage:
         texts.append(f"{count_text(status.garbage, 'removed extent')} to be cleared away")
     return texts or ["none"]

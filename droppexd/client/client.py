@@ -60,6 +60,7 @@ from droppexd.wire.messages import (
     Status,
     WatchScrubs,
 )
+from droppexd.wire.pool_messages import DrainPool, PoolDrained, PoolRemoved, RemovePool
 from droppexd.wire.replication_messages import Promote, Promoted
 from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
@@ -273,6 +274,17 @@ class Client:
         numbers = [str(one.number) for one in pools if one.name == pool]
         wanted = numbers[0] if len(numbers) == 1 else pool
         return await self._ask(ReplacePool(pool=wanted, force=force))
+
+    async def drain_pool(self, pool: str, *, undo: bool = False, force: bool = False) -> PoolDrained:
+        """Have everything moved off a pool, by name or number; return how far that is. Ask again for more.
+
+        Raise NotFound, and Conflict when the others are too few for what is on it, unless `force`.
+        """
+        return await self._ask(DrainPool(pool=pool, undo=undo, force=force))
+
+    async def remove_pool(self, pool: str) -> PoolRemoved:
+        """Remove a pool for good that was emptied. Raise NotFound, and Conflict while anything is there."""
+        return await self._ask(RemovePool(pool=pool))
 
     async def controllers(self) -> ControllersListed:
         """Return which controllers there are, and how each of them is."""

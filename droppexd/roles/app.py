@@ -74,6 +74,7 @@ from droppexd.wire.messages import (
     Stored,
     WatchScrubs,
 )
+from droppexd.wire.pool_messages import DrainPool, RemovePool
 from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Connections, Limits, Service, Terms, open_connections, serve
 from droppexd.wire.transport import Frame, Peer, Transport
@@ -266,6 +267,8 @@ class _App:
                 ListFindings: self._verifier.list_findings,
                 CheckFile: self._verifier.check_file,
                 ReplacePool: self.pass_on,
+                DrainPool: self.pass_on,
+                RemovePool: self.pass_on,
                 DropOrphans: self.pass_on,
                 RemoveController: self.pass_on,
                 ListControllers: self._controllers.list_controllers,

@@ -81,6 +81,7 @@ from droppexd.wire.messages import (
     Verdicts,
     Welcomed,
 )
+from droppexd.wire.pool_messages import DrainPool, RemovePool
 from droppexd.wire.rpc import (
     Answer,
     Call,
@@ -120,6 +121,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     Commit,
     ConfirmDropped,
     Describe,
+    DrainPool,
     DropOrphans,
     Enroll,
     Find,
@@ -136,6 +138,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     Reconcile,
     Remove,
     RemoveController,
+    RemovePool,
     Rename,
     ReplacePool,
     ReportLost,
@@ -300,14 +303,19 @@ class _Controller:
             async with self._pool_records:
                 if self._pools.known(record.number).boot_id == record.boot_id:
                     self._pools.checked(await self._catalogue.save_pool(record))
-        review = await self._catalogue.has_garbage(request.number)
-        work = self.care.repair.has_work(request.number)
+        repair = self.care.repair
+        review = repair.has_left_over(request.number) or await self._catalogue.has_garbage(request.number)
+        work = repair.has_work(request.number)
         return Heard(review=review, term=self._catalogue.term, work=work, ruling=self._catalogue.ruling)
 
     async def list_garbage(self, _call: Call, request: ListGarbage, _body: Body) -> Answer:
-        """Tell a pool which extents it should look at."""
+        """Tell a pool which extents it should look at: first those whose shards were moved away from it."""
         self._check_term()
         self._pools.known(request.number)
+        if request.after is None and (
+            moved := self.care.repair.take_left_over(request.number, request.limit)
+        ):
+            return GarbagePage(extents=tuple(moved))
         return GarbagePage(
             extents=tuple(await self._catalogue.garbage(request.number, request.after, request.limit))
         )

@@ -33,6 +33,7 @@ from droppexd.wire.messages import (
     TakeWork,
     Work,
 )
+from droppexd.wire.pool_messages import DrainPool, PoolDrained, PoolRemoved, RemovePool
 from droppexd.wire.rpc import Answer, Call, Handler
 from droppexd.wire.transport import Frame
 
@@ -76,6 +77,8 @@ class Care:
             TakeWork: self.take_work,
             ShardsStored: self.shards_stored,
             ReplacePool: self.replace_pool,
+            DrainPool: self.drain_pool,
+            RemovePool: self.remove_pool,
         }
 
     # -- what pools report ---------------------------------------------------------------------
@@ -163,6 +166,75 @@ class Care:
                 f"without pool {record.name!r} {lost} files cannot be read ever again: bring its disk back, "
                 "or say --force"
             )
+
+    # -- pools that are to go ------------------------------------------------------------------
+
+    async def drain_pool(self, _call: Call, request: DrainPool, _body: Body) -> Answer:
+        """Have a pool emptied, or not any more; tell how far that is."""
+        self._check_term()
+        record = self._pools.named(request.pool)
+        if record.membership == Membership.REMOVED:
+            raise Conflict(f"pool {record.name!r} was removed")
+        wanted = Membership.MEMBER if request.undo else Membership.DRAINING
+        if record.membership != wanted:
+            if not request.undo and not request.force:
+                self._check_drainable(record)
+            async with self._pool_records:
+                record = self._pools.known(record.number)
+                record = await self._catalogue.save_pool(replace(record, membership=wanted.value))
+                self._pools.decide(record)
+            log.warning("pool number=%d name=%s is now %s", record.number, record.name, record.membership)
+            self.repair.look_afresh()
+        return PoolDrained(
+            number=record.number,
+            name=record.name,
+            membership=record.membership,
+            shards=self._catalogue.places(record.number),
+            stuck=self.repair.status().moving_stuck,
+        )
+
+    def _check_drainable(self, record: PoolRecord) -> None:
+        """Raise Conflict when the other members are too few for what has a shard on this pool."""
+        widest = self._catalogue.widest(record.number)
+        others = sum(
+            pool.membership == Membership.MEMBER and pool.number != record.number
+            for pool in self._pools.infos()
+        )
+        if widest is not None and others < widest.total:
+            raise Conflict(
+                f"files in {widest} need {widest.total} pools, and without {record.name!r} there are "
+                f"{others}: add a pool first, or say --force to move what can be moved"
+            )
+
+    async def remove_pool(self, _call: Call, request: RemovePool, _body: Body) -> Answer:
+        """Remove a pool for good that nothing is recorded on."""
+        self._check_term()
+        record = self._pools.named(request.pool)
+        if record.membership != Membership.REMOVED:
+            if record.membership != Membership.DRAINING:
+                raise Conflict(
+                    f"pool {record.name!r} is in use: `droppex pools drain {record.name}` empties it first"
+                )
+            async with self._pool_records:
+                # A change that was judged before the pool was drained may name it.
+                await self._catalogue.settle()
+                left = self._catalogue.places(record.number)
+                if left:
+                    raise Conflict(
+                        f"pool {record.name!r} still has {left} shards: `droppex pools drain {record.name}` "
+                        "shows how far it is"
+                    )
+                record = await self._catalogue.save_pool(
+                    replace(
+                        self._pools.known(record.number), membership=Membership.REMOVED.value, checking=False
+                    )
+                )
+                self._pools.remove(record)
+            log.warning("pool removed number=%d name=%s", record.number, record.name)
+            self.pools_changed()
+        return PoolRemoved(number=record.number, name=record.name)
+
+    # -- pools that are lost, after a while ----------------------------------------------------
 
     def pools_changed(self) -> None:
         """Take note that pools went out, came back or were removed."""

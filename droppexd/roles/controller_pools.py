@@ -72,6 +72,11 @@ class SeenPool:
         """Whether it is removed for good."""
         return self.record.membership == Membership.REMOVED
 
+    @property
+    def draining(self) -> bool:
+        """Whether an operator wants it emptied."""
+        return self.record.membership == Membership.DRAINING
+
     def info(self) -> PoolInfo:
         """Return the pool as the map tells of it."""
         record = self.record
@@ -190,6 +195,11 @@ class PoolTable:
             for number, pool in self._pools.items()
             if pool.failed and not pool.down and not pool.removed
         )
+
+    def leaving(self) -> frozenset[int]:
+        """Return the numbers of the pools that are to be emptied, and can be read: failed, or draining."""
+        draining = (number for number, pool in self._pools.items() if pool.draining and not pool.down)
+        return self.failed().union(draining)
 
     def compared(self, start: int) -> frozenset[int]:
         """Return the numbers of the pools that have compared all that they hold since this start."""
@@ -395,6 +405,13 @@ class PoolTable:
                 given_up.append(pool.record)
                 self._note(before, pool)
         return given_up
+
+    def decide(self, record: PoolRecord) -> None:
+        """Take note of what an operator decided about a pool, whose record is durable."""
+        pool = self._seen(record.number)
+        before = pool.matters()
+        pool.record = record
+        self._note(before, pool)
 
     def remove(self, record: PoolRecord) -> None:
         """Take in that a pool was removed for good."""

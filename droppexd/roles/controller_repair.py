@@ -6,15 +6,20 @@ placement wants the shard on; pools ask for orders, and those that were handed o
 are planned anew. One shard of an extent at a time: so that all extents that could not stand a loss are mended
 before any gets its second shard, and so that the record's edition decides about every result.
 
-When nothing is missing that could be rebuilt, shards are moved away from pools whose disks failed and can
-still be read: planned the same way, from a walk through all extents.
+When nothing is missing that could be rebuilt, shards are moved away from pools that are to be emptied, whose
+disks failed or which an operator drains, and can still be read: planned the same way, from a walk through all
+extents. When none is left there either, and there are other pools than at the last such walk, shards move to
+where placement wants them by now. A shard that is moved stays recorded where it was until it was read back
+where it is, so that no extent has less than it had at any moment.
 """
 
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -39,9 +44,15 @@ BACK_OFF_S = 15.0
 LEASE_S = 60.0
 """An order of a pool that has not asked for work for so long is planned anew."""
 BACKED_OFF = 16_384
+LEFT_OVER = 16_384
+"""Extents by pool that it is told to ask about, after a shard of them was moved away."""
 BLOCK_BYTES = 4096
 """A shard takes about so much of a disk besides its own bytes."""
 RATE_WINDOW_S = 10.0
+PATIENCE = 3.0
+"""A walk that looks for misplaced shards pauses so much longer than it takes."""
+
+log = logging.getLogger("droppex.controller")
 
 
 @dataclass(slots=True)
@@ -51,11 +62,21 @@ class _Planned:
     extent: Extent
     shard: int
     pool: int
+    balancing: bool
     handed: bool = False
 
     @property
     def size(self) -> int:
         return shard_size(self.extent.size, self.extent.chunk_size, self.extent.layout.k)
+
+
+class _Wanted(NamedTuple):
+    """A shard that is to be rebuilt, or moved."""
+
+    extent: Extent
+    shard: int
+    target: int = MISSING
+    """Where it is to go; MISSING: wherever there is room for it."""
 
 
 @dataclass(slots=True)
@@ -94,8 +115,15 @@ class Repair:
         self._infos: dict[int, PoolInfo] = {}
         self._placement = Placement(())
         self._writable: frozenset[int] = frozenset()
+        self._left_over: dict[int, dict[ExtentId, None]] = {}
+        """By pool: extents whose shard there was moved."""
         self._rate = _Rate()
         self._done = 0
+        self._moving_stuck = 0
+        """Shards on pools that are to be emptied for which the last look found no pool."""
+        self._balanced: tuple[tuple[int, int, str, str], ...] | None = None
+        """The pools for which everything was found in its place, as far as it could be moved."""
+        self._balancing = 0
         self._stuck = 0
         """Shards that the last look through the index found no pool for, or too few shards to read."""
 
@@ -148,10 +176,32 @@ class Repair:
             planned = self._planned.get(place.extent)
             if planned is not None and planned.pool == pool:
                 self._forget(planned)
+                self._balancing -= planned.balancing and self._balancing > 0
             if place not in refused:
+                if planned is not None:
+                    self._leave_over(planned)
                 self._done += 1
                 self._rate.add(now, planned.size if planned is not None else 0)
         self._plan_on()
+
+    def _leave_over(self, planned: _Planned) -> None:
+        """Remember that a pool has a shard still that was moved from there."""
+        before = planned.extent.pools[planned.shard]
+        left = self._left_over.setdefault(before, {})
+        if before not in (MISSING, planned.pool) and len(left) < LEFT_OVER:
+            left[planned.extent.id] = None
+
+    def has_left_over(self, pool: int) -> bool:
+        """Return whether a pool should ask about shards that were moved away from it."""
+        return bool(self._left_over.get(pool))
+
+    def take_left_over(self, pool: int, limit: int) -> list[ExtentId]:
+        """Return extents that a pool should ask about, once: it finds the rest when it asks about all."""
+        left = self._left_over.get(pool, {})
+        taken = sorted(left)[:limit]
+        for extent in taken:
+            del left[extent]
+        return taken
 
     # -- what the master tells -----------------------------------------------------------------
 
@@ -182,7 +232,10 @@ class Repair:
             stuck=min(self._stuck, missing),
             bytes_per_s=int(self._rate.bytes / RATE_WINDOW_S),
             eta_s=int(missing / shards_per_s) if missing and shards_per_s else None,
-            moving=sum(self._catalogue.places(pool) for pool in self._pools.failed()),
+            moving=sum(self._catalogue.places(pool) for pool in self._pools.leaving()),
+            moving_stuck=self._moving_stuck if self._pools.leaving() else 0,
+            balancing=self._balancing,
+            balanced=self._catalogue.restored_ms is not None or self._is_balanced(),
         )
 
     # -- planning ------------------------------------------------------------------------------
@@ -197,12 +250,41 @@ class Repair:
             stuck = await self._pass(self._degraded_pages())
             if stuck is not None:
                 self._stuck = stuck
-                if self._pools.failed():
-                    await self._pass(self._failed_pages())
+                moved = await self._empty_pools()
+                if moved and not self._catalogue.missing:
+                    await self._balance()
             # A long look that finds nothing to do must not be all that the master does.
             await self._wait(max(LOOK_S, 10 * (self._clock.now() - began)))
 
-    async def _pass(self, pages: AsyncGenerator[list[tuple[Extent, int]], None]) -> int | None:
+    async def _empty_pools(self) -> bool:
+        """Plan what is to leave its pool; return whether there was nothing more urgent."""
+        self._moving_stuck = 0
+        if not self._pools.leaving():
+            return True
+        stuck = await self._pass(self._leaving_pages())
+        if stuck is not None:
+            self._moving_stuck = stuck
+        return stuck is not None
+
+    async def _balance(self) -> None:
+        """Plan what placement wants elsewhere by now, unless all was found in its place for these pools."""
+        if self._is_balanced() or self._catalogue.restored_ms is not None:
+            return
+        wanted = self._placement.inputs
+        self._balancing = 0
+        if (
+            await self._pass(self._misplaced_pages()) is not None
+            and not self._balancing
+            and not self._planned
+        ):
+            self._balanced = wanted
+            log.info("all shards are where placement wants them pools=%d", len(wanted))
+
+    def _is_balanced(self) -> bool:
+        self._view()
+        return self._balanced == self._placement.inputs
+
+    async def _pass(self, pages: AsyncGenerator[list[_Wanted], None]) -> int | None:
         """Plan what the pages bring, as there is room; return how much of it has no pool to go to.
 
         None when it was not finished because there is something more urgent.
@@ -225,7 +307,7 @@ class Repair:
         self._expire()
         self._look_at_pools()
 
-    async def _degraded_pages(self) -> AsyncGenerator[list[tuple[Extent, int]], None]:
+    async def _degraded_pages(self) -> AsyncGenerator[list[_Wanted], None]:
         """Yield extents with the shard that each is to get, the most endangered first."""
         after: tuple[int, ExtentId] | None = None
         while True:
@@ -234,36 +316,60 @@ class Repair:
             infos = self._view()
             extents = [one.extent for one in records if one is not None and MISSING in one.extent.pools]
             extents.sort(key=lambda extent: _readable(extent, infos) - extent.layout.k)
-            yield [(extent, extent.pools.index(MISSING)) for extent in extents]
+            yield [_Wanted(extent, extent.pools.index(MISSING)) for extent in extents]
             if len(page) < PAGE:
                 return
             after = page[-1]
 
-    async def _failed_pages(self) -> AsyncGenerator[list[tuple[Extent, int]], None]:
-        """Yield extents that have a shard on a failed disk, with the first such shard."""
+    async def _leaving_pages(self) -> AsyncGenerator[list[_Wanted], None]:
+        """Yield extents that have a shard on a pool that is to be emptied, with the first such shard."""
         after: ExtentId | None = None
-        while any(self._catalogue.places(pool) for pool in self._pools.failed()):
-            failed = self._pools.failed()
+        while any(self._catalogue.places(pool) for pool in self._pools.leaving()):
+            leaving = self._pools.leaving()
             page = await self._catalogue.extents(after, PAGE)
             yield [
-                (extent, next(at for at, pool in enumerate(extent.pools) if pool in failed))
+                _Wanted(extent, next(at for at, pool in enumerate(extent.pools) if pool in leaving))
                 for extent in page
-                if not failed.isdisjoint(extent.pools) and MISSING not in extent.pools
+                if not leaving.isdisjoint(extent.pools) and MISSING not in extent.pools
             ]
             if len(page) < PAGE:
                 return
             after = page[-1].id
 
-    def _plan(self, wanted: Sequence[tuple[Extent, int]]) -> int:
+    async def _misplaced_pages(self) -> AsyncGenerator[list[_Wanted], None]:
+        """Yield extents that have a shard elsewhere than placement wants, with where it goes."""
+        after: ExtentId | None = None
+        while True:
+            began = self._clock.now()
+            page = await self._catalogue.extents(after, PAGE)
+            self._view()
+            found = [move for extent in page if (move := self._misplaced(extent)) is not None]
+            self._balancing += len(found)
+            yield found
+            if len(page) < PAGE:
+                return
+            after = page[-1].id
+            # Nothing waits for this: clients come first.
+            await trio.sleep(PATIENCE * (self._clock.now() - began))
+
+    def _misplaced(self, extent: Extent) -> _Wanted | None:
+        now = self._clock.now()
+        if MISSING in extent.pools or extent.id in self._planned or self._is_backed_off(extent.id, now):
+            return None
+        size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
+        move = self._placement.move(extent.id, extent.layout, extent.pools, partial(self._usable, size=size))
+        return None if move is None else _Wanted(extent, *move)
+
+    def _plan(self, wanted: Sequence[_Wanted]) -> int:
         """Plan these shards; return how many of them cannot be rebuilt now."""
         now = self._clock.now()
         infos = self._view()
         stuck = 0
-        for extent, shard in wanted:
+        for extent, shard, target in wanted:
             if extent.id in self._planned or self._is_backed_off(extent.id, now):
                 continue
-            pool = MISSING
-            if _readable(extent, infos) >= extent.layout.k:
+            pool = target
+            if pool == MISSING and _readable(extent, infos) >= extent.layout.k:
                 others = [number for at, number in enumerate(extent.pools) if at != shard]
                 size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
                 pool = self._placement.spare(
@@ -272,7 +378,7 @@ class Repair:
             if pool == MISSING:
                 stuck += 1
                 continue
-            planned = _Planned(extent, shard, pool)
+            planned = _Planned(extent, shard, pool, target != MISSING)
             self._planned[extent.id] = planned
             self._queued.setdefault(pool, {})[extent.id] = planned
         return stuck
@@ -302,7 +408,7 @@ class Repair:
     # -- what is planned no more ---------------------------------------------------------------
 
     def _plan_on(self) -> None:
-        if len(self._planned) < PLAN_AGAIN and self._catalogue.missing:
+        if len(self._planned) < PLAN_AGAIN and (self._catalogue.missing or self._balancing):
             self._news.set()
 
     def _back_off(self, extent: ExtentId, now: float) -> None:

@@ -129,7 +129,7 @@ class MasterLink:
         if self._find is None or now < self._find_at or isinstance(failure, NotMaster):
             return
         self._find_at = now + _FIND_S
-        with trio.move_on_after(deadline - now):
+        with trio.move_on_after(max(0.0, deadline - now)):
             found = await self._find()
             new = [address for address in found if address not in self.known]
             if found:

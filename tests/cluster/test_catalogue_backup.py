@@ -26,7 +26,7 @@ def is_whole(cluster, names):
 
 def is_mended(cluster, names):
     repair = cluster.status().repair
-    return not repair.left and not repair.moving and is_whole(cluster, names)
+    return not repair.left and not repair.moving and repair.balanced and is_whole(cluster, names)
 
 
 def adopted(cluster, names):

@@ -134,8 +134,11 @@ def test_three_machines_join_and_store_files(tmp_path, droppexd, content, wait_u
             assert state_of(first, host.name) == PoolState.UP.value
         file = tmp_path / "file"
         file.write_bytes(content(3_000_000))
-        stored = first.client("put", file, "docs/a file")
-        assert "2+1" in stored.stdout
+        # An app hears of a new pool within two seconds.
+        wait_until(
+            lambda: "2+1" in first.client("put", "--force", file, "docs/a file").stdout,
+            "the app does not use the new pools",
+        )
         # Another app and a person of its own, on a machine that learns of the pools by itself.
         fourth.join(first.token("--role", "app", "--role", "client"))
         fourth.start("app")

@@ -28,7 +28,7 @@ def is_at_rest(cluster):
     except DroppexError:
         return False
     repair = status.repair
-    return not (repair.left or repair.moving or status.garbage)
+    return repair.balanced and not (repair.left or repair.moving or status.garbage)
 
 
 def put_files(cluster, content, count=3):

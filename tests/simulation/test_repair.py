@@ -37,7 +37,7 @@ async def rest(client, *, most_s: float = 600.0) -> None:
         while True:
             await trio.sleep(5)
             status = (await client.status()).status
-            if not status.repair.left and not status.repair.moving:
+            if not status.repair.left and not status.repair.moving and status.repair.balanced:
                 return
 
 

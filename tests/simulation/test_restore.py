@@ -50,7 +50,7 @@ async def no_longer_restored(client) -> bool:
 
 async def at_rest(client) -> bool:
     repair = (await client.status()).status.repair
-    return not repair.left and not repair.moving
+    return not repair.left and not repair.moving and repair.balanced
 
 
 async def check_whole(client, contents: dict[str, bytes]) -> None:
@@ -88,6 +88,7 @@ async def old_catalogue_comes_back(cluster) -> tuple[int, int]:
         before = shards(cluster)
         backup = copy.deepcopy(cluster.catalog_disk)
         await move_shards(cluster, client, [f"pool-{number}" for number in range(1, 6)])
+        await trio.sleep(60)  # What was moved away is dropped by then.
         assert shards(cluster) == before
         await restore(cluster, backup)
         # Those that the backup knows by other disks are gone for good, and in the way of nobody.

@@ -256,3 +256,24 @@ def test_a_word_that_is_repeated_does_not_bring_back_who_has_looked_elsewhere(pl
         assert link.address == first
 
     play(story)
+
+
+def test_other_sources_are_not_asked_when_the_time_is_over(play):
+    async def story(stage):
+        await controllers(stage, "stopped")
+        asked = []
+
+        async def find():
+            asked.append(None)
+            await trio.sleep(60)
+            return ()
+
+        connections = await stage.connections("app")
+        link = MasterLink(connections, [NOBODY], stage.runtime, find)
+        began = trio.current_time()
+        for timeout_s in (0.0, 0.0005, 0.05, 1.0):
+            with pytest.raises(PeerError, match="no master answers"):
+                await link.call(Ping(), timeout_s=timeout_s)
+        assert trio.current_time() - began < 2
+
+    play(story)

@@ -1,0 +1,126 @@
+"""A cluster grows and shrinks: a pool is emptied and taken out, and another gets its share."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from droppexd.model import Layout, Membership, PoolState
+
+SETTINGS = {"controller": {"heartbeat": "300ms", "down_after": "2s", "delete_grace": "1s"}}
+
+
+def apart(cluster):
+    """Put each pool on a machine of its own."""
+    for pool in cluster.pools:
+        pool.options += ["--machine", pool.name]
+
+
+def at_rest(cluster):
+    status = cluster.status()
+    repair = status.repair
+    return repair.balanced and not (repair.left or repair.moving or status.garbage)
+
+
+def holders_of(cluster, names):
+    """Return how many shards each pool has of these files, as the records say."""
+    counts = Counter()
+    for name in names:
+        for extent in cluster.describe(name).extents:
+            counts.update(place.name for place in extent.shards)
+    return counts
+
+
+def held(cluster):
+    return {pool.name: pool.shards for pool in cluster.status().pools}
+
+
+def fill(cluster, content, count=24):
+    stored = {f"docs/{number}": content(400_000 + number, number) for number in range(count)}
+    stored |= {f"docs/small-{number}": content(900 + number, number) for number in range(count)}
+    for name, data in stored.items():
+        cluster.put(name, data)
+    return stored
+
+
+def check_files(cluster, stored):
+    for name, data in stored.items():
+        assert cluster.get(name) == data, name
+        assert all(
+            place.state == PoolState.UP
+            for extent in cluster.describe(name).extents
+            for place in extent.shards
+        )
+
+
+@pytest.mark.slow
+def test_a_pool_is_drained_and_removed_while_files_are_used(new_cluster, content, wait_until):
+    with new_cluster(pools=5, prepare=apart, **SETTINGS) as cluster:
+        stored = fill(cluster, content)  # In 3+2: all five are needed.
+        refused = cluster.droppex("pools", "drain", "pool-3", code=4)
+        assert "files in 3+2 need 5 pools, and without 'pool-3' there are 4: add a pool" in refused.stderr
+        assert "empties it first" in cluster.droppex("pools", "remove", "pool-3", code=4).stderr
+        added = cluster._process("pool-6", "pool")
+        added.options += ["--machine", "pool-6"]
+        cluster.pools.append(added)
+        added.start()
+        wait_until(lambda: at_rest(cluster), "the new pool does not get its share")
+        share = holders_of(cluster, stored)
+        assert share["pool-6"] > 0.5 * sum(share.values()) / 6
+        done = cluster.droppex("pools", "drain", "pool-3")
+        assert "pool pool-3 is empty: `droppex pools remove pool-3` takes it out" in done.stdout
+        assert "pool-3" not in holders_of(cluster, stored)
+        check_files(cluster, stored)
+        cluster.put("docs/later", content(300_000))
+        assert "pool-3" not in holders_of(cluster, ["docs/later"])
+        number = next(pool.number for pool in cluster.status().pools if pool.name == "pool-3")
+        told = json.loads(cluster.droppex("pools", "drain", "pool-3", "--json").stdout)
+        assert told == {
+            "number": number, "name": "pool-3", "membership": Membership.DRAINING.value, "shards": 0, "stuck": 0,
+        }  # fmt: skip
+        removed = cluster.droppex("pools", "remove", "pool-3")
+        assert "no part of the cluster any more" in removed.stdout
+        cluster.droppex("pools", "remove", str(number))  # Once more, as after an answer that was lost.
+        wait_until(lambda: "pool-3" not in held(cluster), "it is still listed")
+        assert cluster.pool("pool-3").wait() != 0  # Its id never comes back.
+        cluster.pools.remove(cluster.pool("pool-3"))
+        check_files(cluster, stored)
+        wait_until(lambda: at_rest(cluster), "no rest")
+
+
+@pytest.mark.slow
+def test_a_drain_goes_on_over_restarts_and_can_be_undone(new_cluster, content, wait_until):
+    with new_cluster(pools=4, prepare=apart, **SETTINGS) as cluster:
+        stored = {f"docs/{number}": content(300_000, number) for number in range(12)}
+        for name, data in stored.items():
+            cluster.put(name, data, layout=Layout(1, 1))
+        before = holders_of(cluster, stored)["pool-2"]
+        assert before
+        said = cluster.droppex("pools", "drain", "pool-2", "--no-wait").stdout
+        assert "is being emptied" in said or "is empty" in said
+        cluster.controller.restart()
+        cluster.pool("pool-2").restart()
+        wait_until(lambda: holders_of(cluster, stored)["pool-2"] == 0, "it is not emptied")
+        check_files(cluster, stored)
+        undone = cluster.droppex("pools", "drain", "pool-2", "--undo")
+        assert "used like the others again" in undone.stdout
+        wait_until(lambda: holders_of(cluster, stored)["pool-2"] > 0, "it gets nothing back")
+        wait_until(lambda: at_rest(cluster), "no rest")
+        check_files(cluster, stored)
+
+
+@pytest.mark.slow
+def test_what_has_nowhere_to_go_is_told_and_stays(new_cluster, content, wait_until, monkeypatch):
+    with new_cluster(pools=3, prepare=apart, **SETTINGS) as cluster:
+        data = content(300_000)
+        cluster.put("docs/one", data)  # In 2+1.
+        assert (
+            cluster.droppex("pools", "drain", "pool-1", "--force", "--no-wait")
+            .stdout.strip()
+            .endswith("`droppex status` shows how far that is")
+        )
+        wait_until(lambda: cluster.status().repair.moving_stuck == 1, "it is not told")
+        assert "1 have nowhere to go" in cluster.droppex("status").stdout
+        assert holders_of(cluster, ["docs/one"])["pool-1"] == 1
+        assert cluster.get("docs/one") == data
+        assert "still has 1 shards" in cluster.droppex("pools", "remove", "pool-1", code=4).stderr
