@@ -177,3 +177,53 @@ def test_choice_uses_all_that_can_be_used_and_nothing_else(pools, layout, counte
     for index, pool in enumerate(placement.order(extent, layout)[: layout.total]):
         if pool in usable:
             assert chosen[index] == pool
+
+
+def crowding(pools, numbers, layout):
+    """Return how many shards share a machine with another one, and the most in one zone."""
+    places = {pool.number: pool for pool in pools}
+    machines = {places[number].machine for number in numbers}
+    zones = Counter(places[number].zone for number in numbers)
+    return len(numbers) - len(machines), max(zones.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), pools=clusters(least=3), layout=LAYOUTS)
+def test_moves_lead_to_the_placement_set_and_no_step_is_less_safe(data, pools, layout):
+    if len(pools) < layout.total:
+        return
+    placement = Placement(pools)
+    extent = ExtentId(1, data.draw(st.integers(1, 10_000)))
+    numbers = data.draw(st.permutations([pool.number for pool in pools]))[: layout.total]
+    preferred = set(placement.order(extent, layout)[: layout.total])
+    limit = placement._table(layout).zone_limit
+    steps = 0
+    while (move := placement.move(extent, layout, numbers, lambda _: True)) is not None:
+        at, target = move
+        assert numbers[at] not in preferred
+        assert target in preferred
+        assert target not in numbers
+        after = [*numbers[:at], target, *numbers[at + 1 :]]
+        (shared, zone), (shared_after, zone_after) = (
+            crowding(pools, one, layout) for one in (numbers, after)
+        )
+        assert shared_after <= shared
+        assert zone_after <= max(zone, limit)
+        numbers, steps = after, steps + 1
+        assert steps <= layout.total
+    assert set(numbers) == preferred
+
+
+@settings(max_examples=40, deadline=None)
+@given(pools=clusters(least=4), layout=LAYOUTS)
+def test_what_is_where_placement_wants_it_is_not_moved_and_nothing_goes_where_it_cannot(pools, layout):
+    placement = Placement(pools)
+    for counter in range(1, 20):
+        extent = ExtentId(1, counter)
+        order = placement.order(extent, layout)
+        if len(order) < layout.total:
+            assert placement.move(extent, layout, order, lambda _: True) is None
+            continue
+        assert placement.move(extent, layout, order[: layout.total], lambda _: True) is None
+        others = order[-layout.total :]
+        assert placement.move(extent, layout, others, lambda _: False) is None

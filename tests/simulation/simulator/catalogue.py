@@ -79,6 +79,16 @@ def removed(world: World) -> set[int]:
     return {record.number for record in _pools(world) if record.membership == Membership.REMOVED}
 
 
+def members(world: World) -> set[int]:
+    """Return the numbers of the pools that are used like any other."""
+    return {record.number for record in _pools(world) if record.membership == Membership.MEMBER}
+
+
+def draining(world: World) -> set[int]:
+    """Return the numbers of the pools that an operator wants emptied."""
+    return {record.number for record in _pools(world) if record.membership == Membership.DRAINING}
+
+
 def _pools(world: World) -> Iterator[PoolRecord]:
     for key, entry in world.catalogue.entries.items():
         if key.startswith(POOLS):

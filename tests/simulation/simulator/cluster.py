@@ -50,6 +50,7 @@ JOURNALED = "acknowledged-is-journaled"
 SYNC = 1
 """So many standbys confirm, of controllers that have copies."""
 
+_RETIRE_TRIES = 20
 _RESTART_S = 3.0
 """A process that ended with an error is started again after so long, as a service manager does."""
 _FLUSH_S = (0.0003, 0.002)
@@ -109,6 +110,10 @@ class Cluster:
         self.wall_offset_ms: dict[str, int] = {}
         self.replace_pool: Callable[[int, bool], Awaitable[None]]
         """How an operator replaces a pool; set by the simulation, whose clients come after the cluster."""
+        self.drain_pool: Callable[..., Awaitable[bool]]
+        self.remove_pool: Callable[[int], Awaitable[bool]]
+        self.deciding = 0
+        """Operators who are about to be heard."""
         self.promote: Callable[[str], Awaitable[None]]
         """How an operator promotes a controller; set by the simulation as well."""
         self.replacing: set[int] = set()
@@ -431,6 +436,45 @@ class Cluster:
         self.replacing.discard(pool)
         self.trace.say(f"pool {pool} is replaced")
         self.world.happened["pool replaced"] += 1
+
+    def drain(self, pool: int, name: str, *, force: bool) -> None:
+        """Have an operator drain a pool, who tries until that is heard."""
+        self._nursery.start_soon(self._drain, pool, force)
+
+    async def _drain(self, pool: int, force: bool) -> None:
+        self.deciding += 1
+        if await self.drain_pool(pool, force=force):
+            self.trace.say(f"pool {pool} is drained")
+            self.world.happened["pool drained"] += 1
+        self.deciding -= 1
+
+    def undo_drain(self, pool: int) -> None:
+        """Have an operator use a pool again that was drained."""
+        self._nursery.start_soon(self._undo_drain, pool)
+
+    async def _undo_drain(self, pool: int) -> None:
+        self.deciding += 1
+        if await self.drain_pool(pool, undo=True):
+            self.trace.say(f"pool {pool} is used again")
+        self.deciding -= 1
+
+    def retire(self, pool: int, name: str) -> None:
+        """Have an operator take a drained pool out as soon as it is empty, and its disk away."""
+        self._nursery.start_soon(self._retire, pool, name)
+
+    async def _retire(self, pool: int, name: str) -> None:
+        disk = self.disk_of[name]
+        for _ in range(_RETIRE_TRIES):
+            if self.disk_of[name] is not disk or disk.lost:
+                return
+            if await self.remove_pool(pool):
+                self.kill(name)
+                self.wanted.pop(name, None)
+                disk.lost = True
+                self.trace.say(f"pool {pool} is taken out")
+                self.world.happened["pool removed"] += 1
+                return
+            await trio.sleep(1.0)
 
     @property
     def has_master(self) -> bool:

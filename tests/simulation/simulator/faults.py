@@ -317,6 +317,19 @@ def replace_pool(cluster: Cluster, fault: Fault) -> Iterator[None]:
     yield
 
 
+def drain_pool(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Have an operator drain a pool, and after a while use it again, or take it out when it is empty."""
+    number = catalogue.pool_number(cluster.world, cluster.disk_of[fault.one].pool_id)
+    if number is None:
+        return
+    cluster.drain(number, fault.one, force=fault.draw < 0.3)
+    yield
+    if fault.amount < 0.4:
+        cluster.undo_drain(number)
+    elif fault.amount < 0.8:
+        cluster.retire(number, fault.one)
+
+
 def clone(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Start a copy of a pool beside it; the master refuses it."""
     if not cluster.running(fault.one) or cluster.disk_of[fault.one].lost:
@@ -356,6 +369,7 @@ KINDS: dict[str, FaultKind] = {
     "roll-back": roll_back,
     "lose-disk": lose_disk,
     "replace-pool": replace_pool,
+    "drain-pool": drain_pool,
     "clone": clone,
     "wrong-clock": wrong_clock,
 }

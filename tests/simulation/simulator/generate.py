@@ -34,6 +34,7 @@ _POOL_FAULTS = {
     "roll-back": 4,
     "lose-disk": 1,
     "replace-pool": 2,
+    "drain-pool": 3,
     "clone": 1,
     "wrong-clock": 2,
 }
@@ -49,7 +50,7 @@ _CONTROLLER_FAULTS = {
 }
 _LINK_FAULTS = {"partition": 5, "break-connections": 5}
 
-_EXCLUSIVE = {"clone", "swap-disks", "roll-back"}
+_EXCLUSIVE = {"clone", "swap-disks", "roll-back", "drain-pool"}
 """No other fault of the same pools in a round with one of these, for what they do to a disk says who it is;
 and none of the controller's beside a clone but its death: a master that cannot be heard cannot know a copy from
 a pool that lives."""

@@ -115,6 +115,7 @@ class Simulation:
             ]
             operator = await nursery.start(attend, plan.shape.clients, cluster, plan.seed)
             cluster.replace_pool = operator.replace_pool
+            cluster.drain_pool, cluster.remove_pool = operator.drain_pool, operator.remove_pool
             cluster.promote = operator.promote
             if plan.shape.copies:
                 nursery.start_soon(operator.see_to_a_master)

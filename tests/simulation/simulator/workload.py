@@ -193,6 +193,28 @@ class Person:
             else:
                 return
 
+    async def drain_pool(self, pool: int, *, undo: bool = False, force: bool = False) -> bool:
+        """Drain a pool as an operator does, who tries again until that is heard; return whether it is drained."""
+        while True:
+            try:
+                await self._client.drain_pool(str(pool), undo=undo, force=force)
+            except (Conflict, NotFound) as error:  # Too few others, or it was replaced meanwhile.
+                self._cluster.trace.say(f"pool {pool} is not drained: {error}")
+                return False
+            except DroppexError:
+                await trio.sleep(_BETWEEN_TRIES_S)
+            else:
+                return True
+
+    async def remove_pool(self, pool: int) -> bool:
+        """Remove a pool if it is empty; return whether it was."""
+        try:
+            await self._client.remove_pool(str(pool))
+        except DroppexError as error:
+            self._cluster.trace.say(f"pool {pool} is not removed: {error}")
+            return False
+        return True
+
     async def promote(self, name: str) -> None:
         """Promote a controller, if that can be done now."""
         try:

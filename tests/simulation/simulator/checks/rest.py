@@ -28,9 +28,11 @@ def unrest(cluster: Cluster, bounds: Bounds) -> str:
             return f"{name} is not ready"
     if cluster.replacing:
         return f"pools {sorted(cluster.replacing)} are still to be replaced"
+    if cluster.deciding:
+        return "an operator is about to be heard"
     if cluster.agreed is not None and cluster.agreed.difference():
         return cluster.agreed.difference()
-    return bounds.not_given_back() or _unnamed(cluster) or _redundancy(cluster)
+    return bounds.not_given_back() or _unnamed(cluster) or _redundancy(cluster) or _drained(cluster)
 
 
 def _unnamed(cluster: Cluster) -> str:
@@ -70,6 +72,26 @@ def _redundancy(cluster: Cluster) -> str:
         ]
         if sound < record.layout.total and (room or sound < sum(pool != MISSING for pool in record.pools)):
             return f"extent {record.id} has {sound} of {record.layout.total} shards"
+    return ""
+
+
+def _drained(cluster: Cluster) -> str:
+    """Say which extent has a shard on a pool that is drained, though there is a pool that could have it."""
+    by_number = catalogue.disks(cluster.world)
+    members = catalogue.members(cluster.world)
+    draining = catalogue.draining(cluster.world)
+    for record in catalogue.extents(cluster.world):
+        size = OVERHEAD_BYTES + shard_size(record.size, record.chunk_size, record.layout.k)
+        room = [
+            number
+            for number in members
+            if number not in record.pools
+            and not by_number[number].lost
+            and by_number[number].free() >= 2 * size
+        ]
+        on = [number for number in record.pools if number in draining and not by_number[number].lost]
+        if on and room and MISSING not in record.pools:
+            return f"extent {record.id} is still on pool {on[0]}, which is drained"
     return ""
 
 
