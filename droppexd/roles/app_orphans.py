@@ -8,7 +8,7 @@ catalogue was made anew from pools, the master has an app adopt everything.
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -265,26 +265,30 @@ class Orphans:
         return AllAdopted(adopted=everything.adopted, left=everything.left, done=everything.done.is_set())
 
     async def _adopt_all(self, everything: _AdoptingAll) -> None:
-        listing = OrphanListing(self._listed)
         places = trio.CapacityLimiter(_ADOPTIONS_AT_ONCE)
-        try:
-            async with trio.open_nursery() as nursery:
-                async for orphan in listing:
-                    if everything.error is None and listing.away:
-                        # Of what they alone hold a part, the rest would pass for the whole.
-                        everything.error = PeerError(f"pools cannot be asked: {', '.join(listing.away)}")
-                    if everything.error is None and self._clock.now() - everything.asked_at > _FORGET_S:
-                        everything.error = PeerError("nobody asked about the adoption any more")
-                    if everything.error is not None:
-                        break
-                    if orphan.version is None or orphan.state not in (OrphanState.WHOLE, OrphanState.OPEN):
-                        everything.left += 1
-                        continue
+        async with trio.open_nursery() as nursery:
+            try:
+                async for orphan in self._adoptable(everything):
                     await places.acquire_on_behalf_of(orphan)
                     nursery.start_soon(self._adopt_one_of_all, everything, orphan, places)
-        except DroppexError as error:
-            everything.error = everything.error or error
+            except DroppexError as error:
+                everything.error = everything.error or error
         everything.done.set()
+
+    async def _adoptable(self, everything: _AdoptingAll) -> AsyncIterator[OrphanVersion]:
+        """Yield what can be read, until something goes wrong; count what cannot."""
+        listing = OrphanListing(self._listed)
+        async for orphan in listing:
+            if listing.away:  # Of what they alone hold a part, the rest would pass for the whole.
+                raise PeerError(f"pools cannot be asked: {', '.join(listing.away)}")
+            if self._clock.now() - everything.asked_at > _FORGET_S:
+                raise PeerError("nobody asked about the adoption any more")
+            if everything.error is not None:
+                return
+            if orphan.version is None or orphan.state not in (OrphanState.WHOLE, OrphanState.OPEN):
+                everything.left += 1
+            else:
+                yield orphan
 
     async def _adopt_one_of_all(
         self, everything: _AdoptingAll, orphan: OrphanVersion, places: trio.CapacityLimiter

@@ -251,7 +251,7 @@ class Repair:
             if stuck is not None:
                 self._stuck = stuck
                 moved = await self._empty_pools()
-                if moved and not self._catalogue.missing:
+                if moved and all(one.balancing for one in self._planned.values()):
                     await self._balance()
             # A long look that finds nothing to do must not be all that the master does.
             await self._wait(max(LOOK_S, 10 * (self._clock.now() - began)))
