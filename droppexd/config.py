@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from droppexd.errors import ConfigError, InvalidRequest
@@ -190,6 +190,14 @@ def _few_controllers(value: object) -> int:
 
 def _role(value: object) -> Role:
     return Role(_one_of(Role.CONTROLLER, Role.APP, Role.POOL)(value))
+
+
+T = TypeVar("T")
+
+
+def _auto_or(parse: Callable[[object], T]) -> Callable[[object], T | None]:
+    """Return a parser that takes "auto" as well, as None."""
+    return lambda value: None if value == "auto" else parse(value)
 
 
 def parse_layout(value: object) -> Layout | None:
@@ -463,8 +471,13 @@ class Config:
     ] = ""
     pool_data: Annotated[str, Option(_path, "The folder of the shards.", metavar="DIR")] = ""
     pool_reserve: Annotated[
-        int, Option(parse_size, "Space on the disk that the pool leaves free.", metavar="SIZE")
-    ] = _GIB
+        int | None,
+        Option(
+            _auto_or(parse_size),
+            'Space on the disk that the pool leaves free; "auto" for 5% of it or 10 GiB, the smaller.',
+            metavar="SIZE",
+        ),
+    ] = None
     pool_idle: Annotated[
         float,
         Option(

@@ -437,14 +437,17 @@ class _Process:
         from droppexd.allocator import tune_allocator
         from droppexd.roles.pool import PoolSettings, serve_pool
         from droppexd.roles.pool_scrub import ScrubSettings
-        from droppexd.store.disk import open_disk_store
+        from droppexd.store.disk import open_disk_store, usual_reserve
 
         tune_allocator()
         config = self._config
         run_blocking = self._runtime.run_blocking
         folder = await run_blocking(_make_folder, config.folder(Role.POOL))
+        reserve_bytes = config.pool_reserve
+        if reserve_bytes is None:
+            reserve_bytes = await run_blocking(usual_reserve, folder)
         store = await run_blocking(
-            lambda: open_disk_store(folder, entropy=self._runtime.entropy, reserve_bytes=config.pool_reserve)
+            lambda: open_disk_store(folder, entropy=self._runtime.entropy, reserve_bytes=reserve_bytes)
         )
         await self._remember_members(Role.POOL, folder)
         keys = self._keys.get(Role.POOL)

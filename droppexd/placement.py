@@ -19,7 +19,17 @@ from operator import sub
 from typing import NamedTuple
 
 from droppexd.errors import NotEnoughShards
-from droppexd.model import MAX_K, MAX_M, MISSING, Extent, ExtentId, Layout, Membership, PoolInfo
+from droppexd.model import (
+    MAX_K,
+    MAX_M,
+    MISSING,
+    Extent,
+    ExtentId,
+    Layout,
+    Membership,
+    PoolInfo,
+    PoolState,
+)
 
 SETS = 256
 """Placement sets of a layout."""
@@ -50,6 +60,33 @@ def choose_layout(pools: Sequence[PoolInfo], wanted: Layout | None) -> Layout:
     if places >= _LARGE_FROM:
         return _LADDER[0]
     return next((layout for layout in _LADDER[1:] if layout.total <= places), _SINGLE)
+
+
+def usable_space(pools: Sequence[PoolInfo], layout: Layout) -> int:
+    """Return how many more bytes of files in this layout the member pools have room for, about.
+
+    Of a file each shard is on a pool of its own, and no machine has more than it must: room that one pool has
+    beyond what the others can go with is of no use. With s bytes for each of the k+m shards of one large
+    file, a pool takes at most s of them, and a machine s times its limit; the largest s for which that makes
+    (k+m)s is what there is. Found by bisection.
+    """
+    rooms: dict[str, list[int]] = {}
+    for pool in pools:
+        if pool.membership == Membership.MEMBER and pool.state in (PoolState.UP, PoolState.READ_ONLY):
+            rooms.setdefault(pool.machine, []).append(pool.free if pool.writable else 0)
+    limit = -(-layout.total // max(1, len(rooms)))
+    while limit < layout.total and sum(min(limit, len(room)) for room in rooms.values()) < layout.total:
+        limit += 1
+
+    def fits(s: int) -> bool:
+        taken = (min(limit * s, sum(min(s, free) for free in room)) for room in rooms.values())
+        return sum(taken) >= layout.total * s
+
+    low, high = 0, 1 + sum(map(sum, rooms.values()))
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * layout.k
 
 
 def small_layout(layout: Layout) -> Layout:

@@ -20,6 +20,7 @@ from droppexd.model import (
     Receipt,
     SurvivalCount,
 )
+from droppexd.placement import choose_layout, usable_space
 from droppexd.wire.messages import Described, Status
 
 Document = Any
@@ -477,6 +478,10 @@ def status_document(reply: Status) -> Document:
         "quarantined": status.quarantined,
         "survival": _survival_document(status.survival),
         "machine_survival": _survival_document(status.machine_survival),
+        "room": {
+            "layout": str(layout := choose_layout(status.pools, None)),
+            "size": usable_space(status.pools, layout),
+        },
         "repair": {
             "done": status.repair.done,
             "left": status.repair.left,
@@ -512,12 +517,22 @@ def status_lines(reply: Status, *, exact: bool) -> list[str]:
         lines.append(
             f"             {count_text(status.empty_files, 'empty file')} kept in the catalogue alone"
         )
+    lines += [f"room         {_room_text(status, exact=exact)}"]
     work = _work_texts(status)
     lines += [f"work         {work[0]}", *(f"             {text}" for text in work[1:])]
     lines += ["", *pool_lines(status.pools, exact=exact), ""]
     found = problems(status)
     lines += [f"needs a person: {printable(problem)}" for problem in found] or ["all is well"]
     return lines
+
+
+def _room_text(status: ClusterStatus, *, exact: bool) -> str:
+    """Return how much more can be stored, and what that is of all that is free."""
+    layout = choose_layout(status.pools, None)
+    room = usable_space(status.pools, layout)
+    free = sum(pool.free for pool in status.pools if pool.writable)
+    text = f"for {size_text(room, exact=exact)} of files in {layout}"
+    return f"{text}, of {size_text(free, exact=exact)} free"
 
 
 def _survival_document(survival: Sequence[SurvivalCount]) -> list[Document]:

@@ -64,6 +64,18 @@ _DROP_BATCH = 64
 """Shards dropped under one hold of the index's lock, so that a long list keeps no small put waiting."""
 
 
+_RESERVE_PART = 20
+_MOST_RESERVE = 10 * 1024**3
+
+
+def usual_reserve(folder: Path, *, files: Files = SYSTEM_FILES) -> int:
+    """Return what a pool leaves free of its disk by itself: a twentieth, or 10 GiB. Raise StoreError."""
+    try:
+        return min(files.space(str(folder)).capacity // _RESERVE_PART, _MOST_RESERVE)
+    except OSError as error:
+        raise StoreError(f"cannot look at the disk of {folder}: {error.strerror}") from error
+
+
 def open_disk_store(
     folder: Path,
     *,

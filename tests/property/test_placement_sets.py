@@ -1,13 +1,14 @@
 """What placement promises for any cluster: balance, limits, stability."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from droppexd.model import MISSING, ExtentId, Layout, PoolInfo
-from droppexd.placement import SETS, Placement
+from droppexd.placement import SETS, Placement, usable_space
 
 LAYOUTS = st.sampled_from(
     [Layout(1, 1), Layout(1, 2), Layout(2, 1), Layout(2, 2), Layout(4, 2), Layout(8, 3)]
@@ -227,3 +228,52 @@ def test_what_is_where_placement_wants_it_is_not_moved_and_nothing_goes_where_it
         assert placement.move(extent, layout, order[: layout.total], lambda _: True) is None
         others = order[-layout.total :]
         assert placement.move(extent, layout, others, lambda _: False) is None
+
+
+def room_of(frees, layout, machines=None, **states):
+    pools = [
+        replace(
+            make_pool(number, machine=f"m{machines[number - 1]}" if machines else ""), free=free, **states
+        )
+        for number, free in enumerate(frees, 1)
+    ]
+    return usable_space(pools, layout)
+
+
+@pytest.mark.parametrize(
+    ("frees", "layout", "machines", "room"),
+    [
+        ([100] * 6, Layout(4, 2), None, 400),
+        ([100] * 12, Layout(4, 2), None, 800),
+        ([10, 10, 1000], Layout(2, 1), None, 20),  # What one has beyond the others is of no use.
+        ([10, 20, 30, 40], Layout(1, 1), None, 50),  # Each byte twice, wherever.
+        ([10, 20, 300], Layout(1, 1), None, 30),
+        ([100, 100, 100], Layout(1, 1), [1, 1, 2], 100),  # Never both on one machine.
+        ([100, 100, 100, 100], Layout(2, 2), [1, 1, 2, 2], 200),
+        ([100, 100], Layout(2, 1), None, 0),  # There are not enough.
+        ([0, 100, 100], Layout(2, 1), None, 0),
+        ([100], Layout(1, 0), None, 100),
+    ],
+)
+def test_the_room_for_files(frees, layout, machines, room):
+    assert room_of(frees, layout, machines) == room
+    assert room_of(frees, layout, machines, state="down") == 0
+    assert room_of(frees, layout, machines, membership="draining") == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    frees=st.lists(st.integers(0, 30), min_size=2, max_size=6),
+    layout=st.sampled_from([Layout(1, 1), Layout(2, 1), Layout(2, 2)]),
+)
+def test_the_room_for_files_is_what_can_be_filled(frees, layout):
+    """Fill pools byte by byte, each time those with the most room: no other order stores more."""
+    rooms, stored = list(frees), 0
+    while True:
+        fullest = sorted(range(len(rooms)), key=lambda at: -rooms[at])[: layout.total]
+        if len(fullest) < layout.total or rooms[fullest[-1]] == 0:
+            break
+        for at in fullest:
+            rooms[at] -= 1
+        stored += layout.k
+    assert room_of(frees, layout) == stored

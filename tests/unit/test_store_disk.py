@@ -14,7 +14,7 @@ import pytest
 
 from droppexd.errors import DroppexError, IdentityError, IntegrityError, NoSuchShard, StoreError, StoreFull
 from droppexd.model import ExtentId, Holding, Layout, ShardHeader, VersionId
-from droppexd.store.disk import DiskStore, open_disk_store
+from droppexd.store.disk import DiskStore, open_disk_store, usual_reserve
 from droppexd.store.files import Files, Space
 from droppexd.store.identity import BOOT_FILE, POOL_FILE, lock_folder
 from droppexd.store.index_reader import IndexReader
@@ -777,3 +777,24 @@ def test_a_large_shard_that_cannot_be_opened_is_damaged_only_if_the_disk_says_so
     monkeypatch.setattr(os, "open", failing)
     with pytest.raises(expected):
         again.examine(ExtentId(1, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "reserve"),
+    [
+        (1000 * MEBIBYTE, 50 * MEBIBYTE),
+        (10**12, 10 * 1024 * MEBIBYTE),
+        (200 * 1024 * MEBIBYTE, 10 * 1024 * MEBIBYTE),
+    ],
+)
+def test_what_stays_free_is_a_part_of_the_disk_and_not_too_much(tmp_path, capacity, reserve):
+    class OneSize(Files):
+        def space(self, _folder):
+            return Space(capacity, capacity)
+
+    assert usual_reserve(tmp_path, files=OneSize()) == reserve
+
+
+def test_a_disk_that_cannot_be_looked_at_is_a_clear_error(tmp_path):
+    with pytest.raises(StoreError, match="cannot look at the disk"):
+        usual_reserve(tmp_path / "absent")
