@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from droppexd.errors import CatalogError
-from droppexd.folders import read_small_file, replace_file
+from droppexd.folders import flush_folder, read_small_file, replace_file
 
 MEMBERSHIP_FILE = "cluster.json"
 """Its name in a controller's folder."""
@@ -60,6 +60,17 @@ def _parsed(text: bytes) -> Membership:
         prefix=fields["prefix"],
         controllers=tuple(fields["controllers"]),
     )
+
+
+def forget_membership(folder: Path) -> None:
+    """Forget that the controller of a folder joined others: it goes on alone. Raise CatalogError."""
+    path = folder / MEMBERSHIP_FILE
+    try:
+        if path.exists():
+            path.unlink()
+            flush_folder(folder)
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be removed: {error.strerror}") from error
 
 
 def write_membership(folder: Path, membership: Membership) -> None:

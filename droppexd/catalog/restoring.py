@@ -43,6 +43,7 @@ from droppexd.catalog.keys import (
     TERMS,
     TOKENS,
 )
+from droppexd.catalog.membership import forget_membership
 from droppexd.catalog.records import pack_fields, unpack_fields
 from droppexd.catalog.replacement import commit_replacement, finish_replacement, former_catalogues
 from droppexd.catalog.sqlite import open_sqlite_engine, take_lock
@@ -125,6 +126,7 @@ async def restore(path: Path, backup: Path, runtime: Runtime, *, force: bool, pr
         stack.callback(remove_prepared, prepared)
         above_term = max(_term(path), *map(_term, former_catalogues(path)), 0)
         await _prepare(backup, prepared, runtime, written_ms, above_term)
+        forget_membership(path.parent)
         commit_replacement(prepared, path)
         former = finish_replacement(path)
         with open_locked_catalogue(path) as connection:

@@ -198,7 +198,7 @@ class FollowersGroup:
     @property
     def alone(self) -> bool:
         """Whether no other controller can go on when this one cannot."""
-        return not self._others() and not (self._settings.cluster_id and not self._replica.revision)
+        return not self._others() and (not self._joined or self._led is not None)
 
     @property
     def revision(self) -> int:
@@ -324,11 +324,20 @@ class FollowersGroup:
     # -- the last master goes on ---------------------------------------------------------------
 
     async def _may_go_on(self) -> bool:
-        """Return whether this controller was the last master, as far as it knows, or begins a cluster."""
+        """Return whether this controller was the last master, as far as it knows, or begins a cluster.
+
+        What names no other controller is reason enough for one that never joined others, whose folder may
+        come from before promises, or from a backup. For one that joined it may be the beginning of the log.
+        """
         history = await read_history(self._replica)
         if not history.begun:
-            return not self._settings.cluster_id
-        return not self._others() or history.term in self._promise.led
+            return not self._joined
+        return history.term in self._promise.led or not (self._joined or self._others())
+
+    @property
+    def _joined(self) -> bool:
+        """Whether this controller came to a cluster that another had begun."""
+        return bool(self._settings.cluster_id)
 
     async def _go_on(self) -> int | None:
         """Return the term to begin when enough standbys know of no other master; else None."""

@@ -20,6 +20,7 @@ from droppexd.catalog.catalogue import read_all
 from droppexd.catalog.copies import Facts, open_locked_catalogue, read_facts
 from droppexd.catalog.engine import Compare, Operation
 from droppexd.catalog.keys import CLUSTER, MEMBERS_VERSION, NEXT_POOL, POOLS, REBUILT, RESTORED, member_key
+from droppexd.catalog.membership import forget_membership
 from droppexd.catalog.records import pack_fields, pack_member, unpack_pool
 from droppexd.catalog.replacement import commit_replacement, finish_replacement
 from droppexd.catalog.replica import Replica
@@ -82,6 +83,7 @@ async def rebuild(path: Path, addresses: Sequence[str], transport: Transport, ru
                 written_ms = await collect(replica, survey, cluster_id, runtime)
         with prepared.open("rb") as file:
             os.fsync(file.fileno())
+        forget_membership(path.parent)
         commit_replacement(prepared, path)
         finish_replacement(path)
         with open_locked_catalogue(path) as connection:

@@ -1,6 +1,7 @@
 """Controllers that each have a copy of the catalogue: what is acknowledged outlasts the loss of a master."""
 
 from contextlib import suppress
+from unittest import mock
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from droppexd.catalog.keys import CLUSTER
 from droppexd.catalog.records import pack_fields
 from droppexd.errors import Conflict, DroppexError, IdentityError, NotFound, PeerError
 from droppexd.model import ControllerRole, PoolState
+from droppexd.roles import followers
 from droppexd.wire.messages import ANYTHING
 
 CONTENT = b"".join(n.to_bytes(4) for n in range(30_000))
@@ -366,3 +368,26 @@ async def test_without_confirmation_the_master_needs_nobody(cluster, client):
     await cluster.kill(FIRST)
     with pytest.raises(Conflict, match="3 controllers are needed, and 2"):
         await client.promote(address_of(SECOND))
+
+
+@story(controllers=1)
+async def test_who_joins_does_not_take_itself_for_the_only_controller(cluster, client):
+    """What it has of the log at first names nobody, and neither does what it knows by heart."""
+
+    async def nobody_yet(replica):
+        await trio.sleep(8)
+        return await real(replica)
+
+    real = followers.read_members
+    with mock.patch.object(followers, "read_members", nobody_yet):
+        await cluster.start_follower(SECOND)
+        await trio.sleep(30)
+        found = await states(client)
+        assert {name: one.role for name, one in found.items()} == {
+            FIRST: ControllerRole.MASTER,
+            SECOND: ControllerRole.STANDBY,
+        }
+        assert found[FIRST].term == 1
+    await client.put_bytes("docs/one", CONTENT)
+    await all_level(client, 2)
+    assert await client.get_bytes("docs/one") == CONTENT
