@@ -258,7 +258,6 @@ class Repair:
 
     async def _empty_pools(self) -> bool:
         """Plan what is to leave its pool; return whether there was nothing more urgent."""
-        self._moving_stuck = 0
         if not self._pools.leaving():
             return True
         stuck = await self._pass(self._leaving_pages())
