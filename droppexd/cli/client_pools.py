@@ -9,6 +9,7 @@ from droppexd.cli.exits import ExitCode, printable
 from droppexd.cli.progress import progress_gauge
 from droppexd.cli.render import count_text, pool_document, pool_lines, trouble_lines
 from droppexd.errors import NotEnoughShards, PeerError
+from droppexd.model import Membership
 from droppexd.wire.pool_messages import PoolDrained
 
 _POLL_S = 1.0
@@ -60,7 +61,7 @@ async def drain_pool(session: Session, pool: str, *, undo: bool, force: bool, wa
                 "stuck": told.stuck,
             }
         )
-    elif undo:
+    elif undo or told.membership != Membership.DRAINING:
         output.say(f"pool {name} is used like the others again")
     elif told.shards:
         output.say(
@@ -69,7 +70,7 @@ async def drain_pool(session: Session, pool: str, *, undo: bool, force: bool, wa
         )
     else:
         output.say(f"pool {name} is empty: `droppex pools remove {name}` takes it out of the cluster")
-    if not told.shards or undo or not wait:
+    if not told.shards or not wait or told.membership != Membership.DRAINING:
         return ExitCode.OK
     raise NotEnoughShards(
         f"{count_text(told.stuck, 'shard')} of pool {told.name} have nowhere to go: add a pool, or free "
@@ -79,15 +80,15 @@ async def drain_pool(session: Session, pool: str, *, undo: bool, force: bool, wa
 
 
 async def _wait_until_empty(session: Session, told: PoolDrained) -> PoolDrained:
-    """Ask again until a pool is empty, or what is left has nowhere to go; Ctrl-C leaves it at that."""
+    """Ask until a pool is empty, used again, or what is left has nowhere to go; Ctrl-C ends the asking."""
     first, heard, stuck_since = told.shards, trio.current_time(), math.inf
     with progress_gauge(session.output, f"draining {told.name}", unit="shards") as gauge:
-        while told.shards:
+        while told.shards and told.membership == Membership.DRAINING:
             gauge.show(first - told.shards, first)
             await trio.sleep(_POLL_S)
             now = trio.current_time()
             try:
-                told = await session.client.drain_pool(str(told.number), force=True)
+                told = await session.client.drain_pool(str(told.number), ask=True)
             except PeerError:
                 if now - heard > _PATIENCE_S:
                     raise

@@ -112,7 +112,7 @@ def describe_machine(
     `address` is a host, or a host and the port of the first role; `towards` is an address on whose way this
     machine's own is looked for. Raise ConfigError.
     """
-    host, _, port = _split(address) if address else (own_host(towards), "", "")
+    host, port = _split(address) if address else (own_host(towards), "")
     first = int(port) if port else CONTROLLER_PORT
     if not 0 < first <= 65535 - len(_PORTS):
         raise ConfigError([f"{address!r}: the port must be between 1 and {65535 - len(_PORTS)}"])
@@ -130,13 +130,13 @@ def describe_machine(
     )
 
 
-def _split(address: str) -> tuple[str, str, str]:
+def _split(address: str) -> tuple[str, str]:
     """Take HOST, HOST:PORT or [IPV6]:PORT apart. Raise ConfigError."""
     text = address.removeprefix("tcp://")
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
     if match is None:
         raise ConfigError([f"{address!r} is no address: HOST, or HOST:PORT, with [...] around one of IPv6"])
-    return match[1], ":", match[2] or ""
+    return match[1], match[2] or ""
 
 
 def own_host(towards: str) -> str:

@@ -275,12 +275,14 @@ class Client:
         wanted = numbers[0] if len(numbers) == 1 else pool
         return await self._ask(ReplacePool(pool=wanted, force=force))
 
-    async def drain_pool(self, pool: str, *, undo: bool = False, force: bool = False) -> PoolDrained:
-        """Have everything moved off a pool, by name or number; return how far that is. Ask again for more.
+    async def drain_pool(
+        self, pool: str, *, undo: bool = False, force: bool = False, ask: bool = False
+    ) -> PoolDrained:
+        """Have everything moved off a pool, by name or number, or with `ask` nothing; return how far that is.
 
         Raise NotFound, and Conflict when the others are too few for what is on it, unless `force`.
         """
-        return await self._ask(DrainPool(pool=pool, undo=undo, force=force))
+        return await self._ask(DrainPool(pool=pool, undo=undo, force=force, ask=ask))
 
     async def remove_pool(self, pool: str) -> PoolRemoved:
         """Remove a pool for good that was emptied. Raise NotFound, and Conflict while anything is there."""

@@ -176,11 +176,13 @@ class Care:
         if record.membership == Membership.REMOVED:
             raise Conflict(f"pool {record.name!r} was removed")
         wanted = Membership.MEMBER if request.undo else Membership.DRAINING
-        if record.membership != wanted:
+        if record.membership != wanted and not request.ask:
             if not request.undo and not request.force:
                 self._check_drainable(record)
             async with self._pool_records:
                 record = self._pools.known(record.number)
+                if record.membership == Membership.REMOVED:  # Meanwhile, and for ever.
+                    raise Conflict(f"pool {record.name!r} was removed")
                 record = await self._catalogue.save_pool(replace(record, membership=wanted.value))
                 self._pools.decide(record)
             log.warning("pool number=%d name=%s is now %s", record.number, record.name, record.membership)

@@ -28,15 +28,16 @@ class PoolDrained(Reply):
 
 @message(160, reply=PoolDrained, callers=_CLIENT)
 class DrainPool(Request[PoolDrained]):
-    """Move everything off a pool, named or numbered, and put nothing there; ask again for how far that is.
+    """Move everything off a pool, named or numbered, and put nothing there.
 
-    With `undo` it is a member like the others again. Without `force` refused when the others are too few for
-    what is on it.
+    With `ask` nothing is changed, and only told how far it is. With `undo` it is a member like the others
+    again. Without `force` refused when the others are too few for what is on it.
     """
 
     pool: Label
     undo: bool = False
     force: bool = False
+    ask: bool = False
 
 
 @message(163)

@@ -121,6 +121,19 @@ def test_what_has_nowhere_to_go_is_told_and_stays(new_cluster, content, wait_unt
         )
         wait_until(lambda: cluster.status().repair.moving_stuck == 1, "it is not told")
         assert "1 have nowhere to go" in cluster.droppex("status").stdout
+        asked = cluster.run(lambda client: client.drain_pool("pool-2", ask=True))
+        assert asked.membership == Membership.MEMBER  # To ask changes nothing.
+
+        def membership():
+            return cluster.run(lambda client: client.drain_pool("pool-1", ask=True)).membership
+
+        cluster.droppex("pools", "drain", "pool-1", "--undo")
+        with cluster.start_droppex("pools", "drain", "pool-1", "--force") as waiting:
+            wait_until(lambda: membership() == Membership.DRAINING, "it is not drained")
+            cluster.droppex("pools", "drain", "pool-1", "--undo")
+            assert waiting.wait(60) == 0  # It sees that, and does not drain it again.
+        assert membership() == Membership.MEMBER
+        cluster.droppex("pools", "drain", "pool-1", "--force", "--no-wait")
         assert holders_of(cluster, ["docs/one"])["pool-1"] == 1
         assert cluster.get("docs/one") == data
         assert "still has 1 shards" in cluster.droppex("pools", "remove", "pool-1", code=4).stderr
