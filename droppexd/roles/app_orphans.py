@@ -97,6 +97,8 @@ class _Adopting:
 
     request: AdoptOrphan
     asked_at: float
+    all_pools: bool = False
+    """Whether each pool must have answered: nobody looks at what comes of it but this app."""
     read: int = 0
     size: int = 0
     receipt: Receipt | None = None
@@ -268,6 +270,8 @@ class Orphans:
         places = trio.CapacityLimiter(_ADOPTIONS_AT_ONCE)
         async with trio.open_nursery() as nursery:
             try:
+                if not await self._registration.refresh():  # A pool that it does not name is not asked.
+                    raise PeerError("the master does not say which pools there are")
                 async for orphan in self._adoptable(everything):
                     await places.acquire_on_behalf_of(orphan)
                     nursery.start_soon(self._adopt_one_of_all, everything, orphan, places)
@@ -300,7 +304,7 @@ class Orphans:
                 extents=tuple([extent.id for extent in orphan.extents]),
                 folder=everything.folder,
             )
-            await self._read_and_commit(_Adopting(request, math.inf))
+            await self._read_and_commit(_Adopting(request, math.inf, all_pools=True))
         except (Conflict, NotEnoughShards, IntegrityError, InvalidRequest) as error:
             log.warning("version not adopted version=%s: %s", orphan.version, error)
             everything.left += 1
@@ -313,7 +317,7 @@ class Orphans:
 
     async def _read_and_commit(self, adopting: _Adopting) -> Receipt:
         request = adopting.request
-        described = await self._describe(request.extents)
+        described = await self._describe(request.extents, adopting)
         headers = check_whole(request.version, described)
         adopting.size = sum(header.size for header in headers)
         hasher = blake3.blake3()
@@ -322,8 +326,13 @@ class Orphans:
             lease = await self._budget.lease()
             try:
                 for one, header in zip(described, headers, strict=True):
-                    extent = await self._sound(one, header)
-                    await self._read(extent, hasher, adopting)
+                    extent = await self._sound(one, header, adopting)
+                    try:
+                        await self._read(extent, hasher, adopting)
+                    except (NotEnoughShards, IntegrityError) as error:
+                        if adopting.all_pools:  # They were all sound a moment ago.
+                            raise PeerError(f"extent {extent.id} was not read: {error}") from error
+                        raise
                     extents.append(extent)
             finally:
                 lease.release()
@@ -343,20 +352,25 @@ class Orphans:
             )
             return (await self._master.call(adopt, timeout_s=_MASTER_S)).receipt
 
-    async def _describe(self, extents: Sequence[ExtentId]) -> list[OrphanExtent]:
+    async def _describe(self, extents: Sequence[ExtentId], adopting: _Adopting) -> list[OrphanExtent]:
         """Return what the pools that can be asked have of these extents."""
-        pools = [pool for pool in self._registration.view.map.pools if pool.readable]
+        everyone = self._registration.view.map.pools
+        pools = [pool for pool in everyone if pool.readable]
         described: list[OrphanExtent] = []
         for start in range(0, len(extents), ORPHANS_AT_ONCE):
             some = tuple(extents[start : start + ORPHANS_AT_ONCE])
-            found = _by_extent(await self._ask_pools(pools, FindOrphans(extents=some)))
+            pages = await self._ask_pools(pools, FindOrphans(extents=some))
+            if adopting.all_pools and len(pages) < len(everyone):
+                raise PeerError("not all pools can be asked what they have of a version")
+            found = _by_extent(pages)
             described += [describe_extent(extent, found.get(extent, ())) for extent in some]
         return described
 
-    async def _sound(self, extent: OrphanExtent, header: OrphanHeader) -> Extent:
+    async def _sound(self, extent: OrphanExtent, header: OrphanHeader, adopting: _Adopting) -> Extent:
         """Have the pools read their shards of an extent whole; return a record of those that are sound."""
         view = self._registration.view
         holders: dict[int, list[int]] = defaultdict(list)
+        silent: list[DroppexError] = []
 
         async def check(shard: int, number: int) -> None:
             pool = view.pool(number)
@@ -367,6 +381,7 @@ class Orphans:
                 reply, _ = await self._connections.call(pool.address, request, timeout_s=_CHECK_S)
             except DroppexError as error:
                 log.warning("shard not checked extent=%s shard=%d: %s", extent.id, shard, error)
+                silent.append(error)
                 return
             if all(one.state == ShardState.SOUND for one in reply.checks):
                 holders[shard].append(number)
@@ -375,6 +390,8 @@ class Orphans:
             for place in extent.places:
                 if place.agrees:
                     nursery.start_soon(check, place.shard, place.pool)
+        if silent and adopting.all_pools:
+            raise PeerError(f"not all shards of extent {extent.id} can be read") from silent[0]
         made = candidate(extent.id, header, holders)
         if made.survives < 0:
             raise not_enough(

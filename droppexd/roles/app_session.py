@@ -151,11 +151,11 @@ class Registration:
             await trio.sleep(_KEEP_S)
             await self.refresh()
 
-    async def refresh(self) -> None:
-        """Send one heartbeat and take the map that it brings."""
+    async def refresh(self) -> bool:
+        """Send one heartbeat and take the map that it brings; return whether the map is the master's."""
         session = self._session
         if session is None:
-            return
+            return False
         known = self.view.map.version
         request = KeepSession(session=session.number, floor=session.floor, map_version=known)
         try:
@@ -166,9 +166,11 @@ class Registration:
             await self.open(self._address)
         except DroppexError as error:
             log.warning("heartbeat to the master failed: %s", error)
+            return False
         else:
             if kept.map is not None:
                 self._view = MapView(kept.map)
+        return True
 
     async def close(self) -> None:
         """End the session in order, in bounded time: nothing of it is under way any more."""

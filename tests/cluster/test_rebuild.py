@@ -120,7 +120,7 @@ def test_what_only_shards_tell_of_is_put_below_lost_and_found(new_cluster, conte
         cluster.wait_until_up()
         wait_until(
             lambda: sorted(cluster.names()) == sorted(f"lost+found/{name}" for name in stored),
-            "not all is found",
+            lambda: f"not all is found: {cluster.names()} {cluster.droppex('orphans').stdout}",
         )
         wait_until(
             lambda: not any("lost+found" in warning for warning in cluster.status().warnings),

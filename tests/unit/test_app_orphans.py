@@ -1,5 +1,6 @@
 """How an app merges what pools tell of orphans, and how an adoption goes on between questions."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from droppexd.roles import app_orphans
 from droppexd.roles.app_orphans import Orphans
 from droppexd.roles.budget import Budget
 from droppexd.runtime import Runtime
+from droppexd.wire.group_messages import AdoptAll
 from droppexd.wire.messages import (
     Adopt,
     Adopted,
@@ -91,13 +93,14 @@ class Stage:
             for number in sorted({*pools, *down})
         )
         by_number = {info.number: info for info in infos}
-        view = SimpleNamespace(
-            map=ClusterMap(cluster_id=bytes(16), incarnation=bytes(16), term=1, version=1, pools=infos),
-            pool=by_number.get,
+        self.map = ClusterMap(cluster_id=bytes(16), incarnation=bytes(16), term=1, version=1, pools=infos)
+        self.master_answers = True
+        self.registration = SimpleNamespace(
+            view=SimpleNamespace(map=self.map, pool=by_number.get), session=self, refresh=self.refresh
         )
         self.orphans = Orphans(
             connections=self,
-            registration=SimpleNamespace(view=view, session=self),
+            registration=self.registration,
             master=SimpleNamespace(call=self.commit),
             runtime=Runtime(
                 clock=SimpleNamespace(now=trio.current_time),
@@ -118,6 +121,12 @@ class Stage:
     async def call(self, address, request, *, timeout_s):
         await trio.lowlevel.checkpoint()
         return await self.pools[int(address)].answer(request), ()
+
+    async def refresh(self):
+        await trio.lowlevel.checkpoint()
+        if self.master_answers:
+            self.registration.view.map = self.map
+        return self.master_answers
 
     def work(self):
         return self
@@ -171,6 +180,12 @@ class Stage:
             version=VersionId(7, version), extents=tuple(ExtentId(7, one) for one in counters), folder=folder
         )
         return await self.orphans.adopt_orphan(None, request, ())
+
+    async def adopt_everything(self):
+        while True:
+            told = await self.orphans.adopt_all(None, AdoptAll(folder="lost+found"), ())
+            if told.done:
+                return told.adopted, told.left
 
 
 @pytest.fixture
@@ -346,5 +361,65 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_read(play):
         with pytest.raises(InvalidName):
             await stage.adopt(2, folder="../x")
         assert stage.reads == 0
+
+    play(story, three())
+
+
+def test_everything_is_adopted_but_what_cannot_be_read(play):
+    pools = {number: Pool([shard(2, number - 1), shard(4, number - 1, version=3)]) for number in (1, 2, 3)}
+    pools[1].shards.append(shard(6, 0, version=5))
+
+    async def story(stage):
+        assert await stage.adopt_everything() == (2, 1)
+        assert sorted(commit.version.id.counter for commit in stage.commits) == [1, 3]
+
+    play(story, pools)
+
+
+def test_everything_is_adopted_from_the_pools_that_the_master_names_now(play):
+    async def story(stage):
+        stage.registration.view.map = dataclasses.replace(stage.map, pools=stage.map.pools[:1])
+        stage.master_answers = False
+        with pytest.raises(PeerError, match="does not say which pools"):
+            await stage.adopt_everything()
+        stage.master_answers = True
+        assert await stage.adopt_everything() == (1, 0)
+
+    play(story, three())
+
+
+@pytest.mark.parametrize("kind", [FindOrphans, CheckShards])
+def test_what_a_silent_pool_has_is_not_taken_for_unreadable(play, kind):
+    pools = three()
+    pools[3].shards.clear()
+    answer = pools[2].answer
+
+    async def only_lists(request):
+        if isinstance(request, kind) and (kind is CheckShards or request.extents):
+            raise PeerError("too busy")
+        return await answer(request)
+
+    async def story(stage):
+        pools[2].answer = only_lists
+        with pytest.raises(PeerError, match="not all"):
+            await stage.adopt_everything()
+        pools[2].answer = answer
+        assert await stage.adopt_everything() == (1, 0)
+
+    play(story, pools)
+
+
+def test_a_read_that_fails_where_all_was_sound_is_tried_again(play):
+    async def story(stage):
+        read = stage.orphans._reader.read
+
+        async def fail(*_):
+            raise NotEnoughShards("busy", [])
+
+        stage.orphans._reader = SimpleNamespace(read=fail)
+        with pytest.raises(PeerError, match="was not read"):
+            await stage.adopt_everything()
+        stage.orphans._reader = SimpleNamespace(read=read)
+        assert await stage.adopt_everything() == (1, 0)
 
     play(story, three())
