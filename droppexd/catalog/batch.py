@@ -293,6 +293,17 @@ class Batch:
         self._put_extent(new, version.id)
         self.large_changed |= len(version.extents) > 1
 
+    def swap_extent(self, version: Version, place: int, old: Extent, new: Extent) -> None:
+        """Put another extent into a version's list; the old one becomes garbage."""
+        extents = (*version.extents[:place], new.id, *version.extents[place + 1 :])
+        self.put(version_key(version.id), pack_version(replace(version, extents=extents)))
+        self._discard_extent(old)
+        self._put_extent(new, version.id)
+        files = version.names if len(extents) == 1 else 0
+        self._count(placement_of(old.layout, old.pools), files=-files)
+        self._count(placement_of(new.layout, new.pools), extents=1, files=files)
+        self.large_changed |= len(extents) > 1
+
     def _discard_extent(self, extent: Extent) -> None:
         self.delete(extent_key(extent.id))
         if MISSING in extent.pools:

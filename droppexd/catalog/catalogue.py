@@ -83,6 +83,7 @@ from droppexd.catalog.records import (
     unpack_totals,
     unpack_version,
 )
+from droppexd.catalog.relayouts import SwapExtent
 from droppexd.catalog.repairs import (
     Barrier,
     EndRebuild,
@@ -603,6 +604,16 @@ class Catalogue:
         SessionClosed, InvalidRequest.
         """
         return await self._change(AdoptVersion(operation, name, version, extents))
+
+    async def swap_extent(
+        self, operation: OperationId, version: VersionId, place: int, old: ExtentId, new: Extent
+    ) -> None:
+        """Let a version name a newly coded extent in the place of the one that it names there.
+
+        Raise Conflict when that one is not there any more or the new one lacks shards, SessionClosed, and
+        InvalidRequest.
+        """
+        await self._change(SwapExtent(operation, version, place, old, new))
 
     async def drop_orphans(self, orphans: Sequence[tuple[ExtentId, Sequence[int]]]) -> list[ExtentId]:
         """Call these extents of unknown sessions dead, and these pools their holders.

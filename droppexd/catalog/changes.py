@@ -109,6 +109,13 @@ def _check_floor(number: Id, session: Session, what: str) -> None:
         raise InvalidRequest(f"{what} {number} lies below its session's floor {session.floor}: it is over")
 
 
+def check_new_id(new: Id, operation: OperationId, session: Session) -> None:
+    """Raise InvalidRequest for an id that is not one which the operation's session may use now."""
+    if new.session != operation.session:
+        raise InvalidRequest(f"{new} was not made in session {operation.session:x}, which commits it")
+    _check_floor(new, session, "id")
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 _IDS_FROM = 2
@@ -140,7 +147,7 @@ class CommitVersion(RememberedChange):
         self._check_ids(session)
         check_sizes(self.version, self.extents)
         await self._check_unused(batch)
-        extents = [_checked_extent(extent, state) for extent in self.extents]
+        extents = [checked_extent(extent, state) for extent in self.extents]
         replaced = await batch.name(self.name)
         self.expected.check(self.name, replaced)
 
@@ -175,11 +182,8 @@ class CommitVersion(RememberedChange):
         )
 
     def _check_ids(self, session: Session) -> None:
-        own = self.operation.session
         for new in (self.version.id, *self.version.extents):
-            if new.session != own:
-                raise InvalidRequest(f"{new} was not made in session {own:x}, which commits it")
-            _check_floor(new, session, "id")
+            check_new_id(new, self.operation, session)
 
     async def _check_unused(self, batch: Batch) -> None:
         for key in self.reads()[_IDS_FROM:]:
@@ -210,7 +214,7 @@ def check_pools(extent: Extent, pools: Sequence[int], state: State) -> None:
             raise InvalidRequest(f"extent {extent.id} names pool {pool}, which is not known")
 
 
-def _checked_extent(extent: Extent, state: State) -> Extent:
+def checked_extent(extent: Extent, state: State) -> Extent:
     """Return a new extent as it is recorded: shards on pools that are out are missing."""
     check_pools(extent, extent.pools, state)
     pools = tuple([MISSING if pool != MISSING and state.gone(pool) else pool for pool in extent.pools])

@@ -574,6 +574,34 @@ def revoke_member(
 
 
 @app.command()
+def relayout(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A file, or a folder that ends in a slash; else all files."),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", metavar="K+M", help="The layout to give them, as in 4+2.")
+    ] = None,
+    exact: BytesFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Code stored files anew in the layout that new files get now, as after a cluster has grown.
+
+    Files are read and written as before meanwhile. What was done stays done when this is interrupted: the
+    next `relayout` goes on from there. Without --layout a file whose layout survives more losses keeps it.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_arguments import parse_layout
+    from droppexd.cli.client_relayout import relayout_files
+
+    wanted = command.checked(lambda: parse_layout(layout))
+    command.finish(lambda session: relayout_files(session, name, wanted, exact=exact))
+
+
+@app.command()
 def verify(
     context: typer.Context,
     name: Annotated[

@@ -61,6 +61,7 @@ from droppexd.wire.messages import (
     WatchScrubs,
 )
 from droppexd.wire.pool_messages import DrainPool, PoolDrained, PoolRemoved, RemovePool
+from droppexd.wire.relayout_messages import Relayout, RelayoutTold
 from droppexd.wire.replication_messages import Promote, Promoted
 from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
@@ -263,6 +264,24 @@ class Client:
             source=normal_name(source), target=normal_name(target), condition=condition, keep=keep
         )
         return (await self._ask(request)).version
+
+    async def relayout(
+        self, name: str, *, layout: Layout | None = None, progress: Progress | None = None
+    ) -> RelayoutTold:
+        """Give a file another layout, or that of new files of its size; return what that came to.
+
+        `progress` is told of bytes that have it. Raise NotFound, and NotEnoughShards when the pools that
+        take writes are too few: the file is as it was then, or a part of it has the layout already.
+        """
+        request = Relayout(name=normal_name(name), layout=layout)
+        coded = 0
+        while True:
+            told = await self._ask(request)
+            if progress is not None and told.coded > coded:
+                progress(told.coded - coded)
+                coded = told.coded
+            if told.finished:
+                return told
 
     async def replace_pool(self, pool: str, *, force: bool = False) -> PoolReplaced:
         """Remove a lost pool for good, by name or number: its shards are rebuilt on others.

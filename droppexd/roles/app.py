@@ -28,6 +28,7 @@ from droppexd.roles.admission import Admission
 from droppexd.roles.app_controllers import ControllerList
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_orphans import Orphans
+from droppexd.roles.app_relayout import Relayouts
 from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
@@ -240,6 +241,7 @@ class _App:
             reader=self._reader,
             budget=self._budget,
         )
+        self._relayouts = Relayouts(self._outlets, self._reader, self._budget)
         self._small = trio.Semaphore(_SMALL_AT_ONCE)
         self._puts: _Streams[Upload] = _Streams("put")
         self._gets: _Streams[Download] = _Streams("get")
@@ -275,6 +277,7 @@ class _App:
                 Promote: self._controllers.promote,
                 TellMaster: self.tell_master,
                 **self._orphans.handlers(),
+                **self._relayouts.handlers(),
                 **self._admission.handlers(),
                 ListMembers: self.pass_on,
                 RevokeMember: self.pass_on,
@@ -533,6 +536,10 @@ class _App:
         """Carry adoptions out, for ever."""
         await self._orphans.run()
 
+    async def relayout(self) -> None:
+        """Give files another layout, for ever."""
+        await self._relayouts.run()
+
     async def reap(self) -> None:
         """Forget transfers whose clients have gone, for ever."""
         idle_s = self._settings.idle_s
@@ -582,6 +589,7 @@ async def serve_app(
                     helpers.start_soon(app.reap)
                     helpers.start_soon(app.report)
                     helpers.start_soon(app.adopt)
+                    helpers.start_soon(app.relayout)
                     task_status.started(listener.address)
             helpers.cancel_scope.cancel()
         await app.give_up_puts()

@@ -151,11 +151,12 @@ class _ExtentUpload:
 class Upload:
     """One put, from its first chunk to its commit or abort."""
 
-    def __init__(self, outlets: Outlets, wanted: Wanted, ids: Ids) -> None:
+    def __init__(self, outlets: Outlets, wanted: Wanted, ids: Ids, version: VersionId | None = None) -> None:
+        """Begin with a version of its own, or write what belongs to another."""
         self._outlets = outlets
         self._wanted = wanted
         self._ids = ids
-        self._version: VersionId = ids.version()
+        self._version = version or ids.version()
         self._size = 0
         self._extents: list[_ExtentUpload] = []
         self._turns = Turns()
@@ -442,12 +443,7 @@ class Upload:
         `blake3` is the sender's. Raise IntegrityError when another number of bytes arrived than was
         announced, Conflict when the condition does not hold.
         """
-        while self._unsettled:
-            self._all_settled = trio.Event()
-            await self._all_settled.wait()
-        self._turns.check()
-        if self._wanted.size is not None and self._wanted.size != self._size:
-            raise IntegrityError(f"{self._size} bytes arrived of the {self._wanted.size} announced")
+        extents = await self.records()
         runtime = self._outlets.runtime
         request = Commit(
             operation=self._ids.operation(),
@@ -457,15 +453,28 @@ class Upload:
                 id=self._version,
                 size=self._size,
                 blake3=blake3,
-                extents=tuple(extent.id for extent in self._extents),
+                extents=tuple(extent.id for extent in extents),
                 created_ms=runtime.clock.wall_ms(),
                 metadata=self._wanted.metadata,
             ),
-            extents=tuple(extent.record(self._outlets.chunk_size) for extent in self._extents),
+            extents=extents,
             note=self._note,
         )
         committed = await self._outlets.master.call(request, timeout_s=COMMIT_S)
         return committed.receipt
+
+    async def records(self) -> tuple[Extent, ...]:
+        """Return the records of what was sent, once all of it is durable.
+
+        Raise IntegrityError when another number of bytes arrived than was announced.
+        """
+        while self._unsettled:
+            self._all_settled = trio.Event()
+            await self._all_settled.wait()
+        self._turns.check()
+        if self._wanted.size is not None and self._wanted.size != self._size:
+            raise IntegrityError(f"{self._size} bytes arrived of the {self._wanted.size} announced")
+        return tuple(extent.record(self._outlets.chunk_size) for extent in self._extents)
 
     async def keep(self) -> None:
         """Tell the pools that the shards of the last extent go on, though their sender pauses."""

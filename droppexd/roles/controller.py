@@ -82,6 +82,7 @@ from droppexd.wire.messages import (
     Welcomed,
 )
 from droppexd.wire.pool_messages import DrainPool, RemovePool
+from droppexd.wire.relayout_messages import SwapExtent
 from droppexd.wire.rpc import (
     Answer,
     Call,
@@ -145,6 +146,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     Review,
     RevokeMember,
     ShardsStored,
+    SwapExtent,
     TakeWork,
 )
 """What the master answers, and a standby with NotMaster."""
@@ -254,6 +256,7 @@ class _Controller:
                 Describe: self.describe,
                 Remove: self.remove,
                 Rename: self.rename,
+                SwapExtent: self.swap_extent,
                 GetStatus: self.get_status,
                 **self.care.handlers(),
                 **self._orphans.handlers(),
@@ -449,6 +452,14 @@ class _Controller:
             keep=request.keep,
         )
         return Changed(version=version)
+
+    async def swap_extent(self, _call: Call, request: SwapExtent, _body: Body) -> Answer:
+        """Put an extent of another layout into the place of one with the same content."""
+        self._check_term()
+        await self._catalogue.swap_extent(
+            request.operation, request.version, request.place, request.old, request.new
+        )
+        return Done()
 
     # -- the cluster ---------------------------------------------------------------------------
 

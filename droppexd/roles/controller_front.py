@@ -45,6 +45,7 @@ from droppexd.wire.messages import (
     Request,
 )
 from droppexd.wire.pool_messages import RemovePool
+from droppexd.wire.relayout_messages import SwapExtent
 from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
 from droppexd.wire.transport import Frame
@@ -57,8 +58,9 @@ token may ask for nothing but to join."""
 
 _MAX_TEXT = 400
 
-_CHANGES = (Commit, Remove, Rename, Adopt, ReplacePool, RemovePool)
-"""What changes names, or gives a pool up: what is told of these outlasts the loss of a controller's disk."""
+_CHANGES = (Commit, Remove, Rename, SwapExtent, Adopt, ReplacePool, RemovePool)
+"""What changes names or what they stand for, or gives a pool up: what is told of these outlasts the loss of a
+controller's disk."""
 
 Body = Sequence[Frame]
 

@@ -11,14 +11,20 @@ import msgpack
 
 from droppexd.errors import RemoteProtocolError, VersionMismatch
 from droppexd.schema import pack, unpack
-from droppexd.wire import group_messages, member_messages, pool_messages, replication_messages
+from droppexd.wire import (
+    group_messages,
+    member_messages,
+    pool_messages,
+    relayout_messages,
+    replication_messages,
+)
 from droppexd.wire.messages import KINDS, PROTOCOL_VERSION, Message
 from droppexd.wire.transport import MAX_HEADER_BYTES, Frame
 
 _pack = msgpack.Packer(use_bin_type=True).pack
 """One for all messages: to make one takes longer than to pack most headers."""
 
-MODULES = (group_messages, member_messages, pool_messages, replication_messages)
+MODULES = (group_messages, member_messages, pool_messages, relayout_messages, replication_messages)
 """Where kinds of messages stand that are not in `messages`: who decodes knows all of them."""
 
 HEADER_ITEMS = 6

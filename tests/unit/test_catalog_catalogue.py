@@ -619,6 +619,94 @@ async def test_nobody_waits_for_a_removed_pool_to_drop_what_is_dead(app):
     assert app.catalogue.totals.garbage == 0
 
 
+def recoded(app, old, layout="2+1", pools=(1, 2, 3), **fields):
+    """Return an extent as another layout makes it of the same content."""
+    return replace(
+        old, id=ExtentId(app.session, app.next()), layout=Layout.parse(layout), pools=pools, **fields
+    )
+
+
+@pytest.mark.parametrize(("extents", "place"), [(1, 0), (3, 1)])
+def test_an_extent_takes_the_place_of_another_and_all_counts_follow(extents, place):
+    @story
+    async def test(app):
+        receipt = await app.put("f/a", extents=extents)
+        await app.catalogue.rename(app.operation(), "f/a", "f/b", ANYTHING, keep=True)
+        before = await app.catalogue.lookup("f/a")
+        old = before.extents[place]
+        new = recoded(app, old)
+        operation = app.operation()
+        for _ in range(2):  # Asked again it is the same answer, and nothing is done twice.
+            await app.catalogue.swap_extent(operation, receipt.version, place, old.id, new)
+        found = await app.catalogue.lookup("f/b")
+        assert found.extents == (*before.extents[:place], new, *before.extents[place + 1 :])
+        assert found.version == replace(before.version, extents=tuple(one.id for one in found.extents))
+        assert app.catalogue.totals.extents == extents
+        assert app.catalogue.totals.garbage == 1
+        survival = await app.catalogue.survival(())
+        assert [(one.survives, one.files, one.extents) for one in survival if one.extents] == (
+            [(1, 2, 1)] if extents == 1 else [(1, 2, 1), (2, 0, 2)]
+        )
+        await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+        await app.catalogue.remove(app.operation(), "f/b", ANYTHING)
+        assert app.catalogue.totals[:3] == (0, 0, 0)
+        assert app.catalogue.totals.garbage == 1 + extents
+        assert not any(one.extents or one.files for one in await app.catalogue.survival(()))
+
+    test()
+
+
+@story
+async def test_an_extent_is_swapped_only_for_the_one_that_is_there_and_for_a_whole_one(app):
+    receipt = await app.put("f/a", extents=2)
+    one, other = (await app.catalogue.lookup("f/a")).extents
+
+    async def swap(new, *, place=0, old=one.id, version=receipt.version, operation=None):
+        await app.catalogue.swap_extent(operation or app.operation(), version, place, old, new)
+
+    with pytest.raises(Conflict, match="another extent"):
+        await swap(recoded(app, one), place=1)
+    with pytest.raises(Conflict, match="another extent"):
+        await swap(recoded(app, one), place=2)
+    with pytest.raises(Conflict, match="another extent"):
+        await swap(recoded(app, one), old=other.id)
+    with pytest.raises(Conflict, match="was removed"):
+        await swap(recoded(app, one), version=VersionId(app.session, 900))
+    with pytest.raises(Conflict, match="lacks shards"):
+        await swap(recoded(app, one, "2+2", (1, 2, 3, MISSING)))
+    with pytest.raises(NotEnoughShards):
+        await swap(recoded(app, one, "2+1", (1, 2, MISSING)))
+    with pytest.raises(InvalidRequest, match="not cut"):
+        await swap(recoded(app, one, size=one.size + 1))
+    with pytest.raises(InvalidRequest, match="not known"):
+        await swap(recoded(app, one, "2+1", (1, 2, 9)))
+    with pytest.raises(InvalidRequest, match="used before"):
+        await swap(replace(one, layout=Layout(2, 1), pools=(1, 2, 3)))
+    with pytest.raises(InvalidRequest, match="not made in session"):
+        await swap(replace(recoded(app, one), id=ExtentId(app.session + 1, 5)))
+    assert (await app.catalogue.lookup("f/a")).extents == (one, other)
+
+    operation, new = app.operation(), recoded(app, one)
+    await swap(new, operation=operation)
+    with pytest.raises(InvalidRequest, match="another change"):
+        await swap(new, operation=operation, version=VersionId(app.session, 900))
+    with pytest.raises(Conflict, match="another extent"):
+        await swap(recoded(app, one))
+    await app.catalogue.remove(app.operation(), "f/a", ANYTHING)
+    with pytest.raises(Conflict, match="was removed"):
+        await swap(recoded(app, new), old=new.id)
+
+
+@story
+async def test_a_degraded_extent_that_is_swapped_leaves_the_degraded_index(app):
+    receipt = await app.put("f/a", pools=(1, 2, 3, 4, 5, MISSING))
+    (old,) = (await app.catalogue.lookup("f/a")).extents
+    assert len(await app.catalogue.degraded(None, 10)) == 1
+    await app.catalogue.swap_extent(app.operation(), receipt.version, 0, old.id, recoded(app, old))
+    assert await app.catalogue.degraded(None, 10) == []
+    assert app.catalogue.missing == 0
+
+
 def held(extent, shard, generation=7):
     return Holding(extent.id, shard, generation)
 
