@@ -138,7 +138,7 @@ class Relayouts:
                     if others == _MOST_OTHERS - 1:
                         raise
         except DroppexError as error:
-            log.warning("file keeps its layout name=%r: %s", file.name, error)
+            log.info("file not coded anew name=%r: %s", file.name, error)
             file.error = error
         del self._files[file.name, file.wanted]
         file.done.set()

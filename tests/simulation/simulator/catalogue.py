@@ -32,6 +32,14 @@ def extents(world: World) -> Iterator[Extent]:
             yield unpack_extent(ExtentId(*parse_id(key)), entry.value).extent
 
 
+def owners(world: World) -> Iterator[tuple[ExtentId, VersionId]]:
+    """Yield all live extents with the versions that they belong to."""
+    for key, entry in world.catalogue.entries.items():
+        if key.startswith(EXTENTS):
+            extent_id = ExtentId(*parse_id(key))
+            yield extent_id, unpack_extent(extent_id, entry.value).version
+
+
 def extent(world: World, extent_id: ExtentId) -> Extent | None:
     """Return the record of an extent, if it is live."""
     entry = world.catalogue.entries.get(extent_key(extent_id))

@@ -72,6 +72,9 @@ _SEVERAL_CONTROLLERS = 0.25
 _COPIES = 0.25
 """In so many of the others each of three controllers has a copy."""
 
+_RELAYOUTS = 0.25
+"""In so many plans files are given another layout."""
+
 _TAKEOVERS = 0.06
 """In so many plans with one controller another takes its place, and an app does not hear of it."""
 
@@ -116,7 +119,29 @@ def draw_plan(seed: int) -> Plan:
         rounds[0] = _with_promotions(others, rounds[0], numbers)
     elif (others := random.Random(f"takeovers {seed}")).random() < _TAKEOVERS:
         rounds[0] = _with_takeover(others, rounds[0], numbers)
+    if (others := random.Random(f"relayouts {seed}")).random() < _RELAYOUTS:
+        rounds = [_with_relayouts(others, part, numbers) for part in rounds]
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_relayouts(draw: random.Random, part: Round, numbers) -> Round:
+    """Return the round with files that are given another layout between the other operations."""
+    operations = list(part.operations)
+    for _ in range(draw.randint(2, 8)):
+        place = draw.randrange(len(operations))
+        beside = operations[place]
+        relayout = Operation(
+            number=next(numbers),
+            client=draw.choice((beside.client, 0)),
+            verb=Verb.RELAYOUT,
+            name=beside.name,
+            layout=draw.choice(_LAYOUTS),
+            pause_s=draw.choice((0.0, 0.01, 0.5)),
+            patience_s=draw.choice((0.1, 20.0, 20.0)),
+            dawdle_s=draw.choice((0.0, 0.0, 0.05)),
+        )
+        operations.insert(place + 1, relayout)
+    return replace(part, operations=tuple(operations))
 
 
 def _with_promotions(draw: random.Random, part: Round, numbers) -> Round:

@@ -4,14 +4,14 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from unittest import mock
 
 import trio
 
-from droppexd.catalog import batch, catalogue, changes, simulated_group
-from droppexd.errors import CatalogError, DroppexError
+from droppexd.catalog import batch, catalogue, changes, keys, records, relayouts, simulated_group
+from droppexd.errors import CatalogError, Conflict, DroppexError
 from droppexd.roles import (
     app,
     app_download,
@@ -29,7 +29,7 @@ from tests.simulation.simulator.checks.reads import LINEARIZABLE
 from tests.simulation.simulator.checks.rest import READABLE, RESTS
 from tests.simulation.simulator.checks.shards import DROPPED, FLUSHED, PLACED
 from tests.simulation.simulator.checks.terms import FENCED
-from tests.simulation.simulator.checks.versions import COUNTED, DEGRADED, STAYS_DEAD
+from tests.simulation.simulator.checks.versions import COUNTED, DEGRADED, LISTED, STAYS_DEAD
 from tests.simulation.simulator.cluster import JOURNALED
 from tests.simulation.simulator.workload import EXACT, RECORDED
 
@@ -212,6 +212,29 @@ def _serve_past_the_mandate(stack: ExitStack) -> None:
     _replace(stack, simulated_group.Leased, "keep", keep)
 
 
+def _swap_unchecked(stack: ExitStack) -> None:
+    async def decide(self, batch, _session):
+        value = await batch.get(keys.version_key(self.version))
+        if value is None:
+            raise Conflict("it is gone")
+        version = records.unpack_version(self.version, value)
+        old = (await batch.extent(version.extents[self.place])).extent
+        batch.swap_extent(version, self.place, replace(old, id=self.old), self.new)
+        return self.version
+
+    _replace(stack, relayouts.SwapExtent, "decide", decide)
+
+
+def _keep_what_was_swapped(stack: ExitStack) -> None:
+    swap = batch.Batch.swap_extent
+
+    def swap_and_keep(self, version, place, old, new) -> None:
+        with mock.patch.object(self, "_discard_extent"):
+            swap(self, version, place, old, new)
+
+    _replace(stack, batch.Batch, "swap_extent", swap_and_keep)
+
+
 def _unchecked_conditions(stack: ExitStack) -> None:
     _replace(stack, catalogue.Expected, "check", lambda *_: None)
     _replace(stack, app._App, "_check_condition", _do_nothing)
@@ -391,6 +414,16 @@ MUTANTS: dict[str, Mutant] = {
         breaks="conditional changes are carried out whether or not the condition holds",
         caught_by=(LINEARIZABLE,),
         patch=_unchecked_conditions,
+    ),
+    "swap-unchecked": Mutant(
+        breaks="an extent of another layout takes the place of one that was swapped already",
+        caught_by=(LISTED, COUNTED),
+        patch=_swap_unchecked,
+    ),
+    "keep-what-was-swapped": Mutant(
+        breaks="an extent stays on record that another has taken the place of",
+        caught_by=(LISTED, RESTS),
+        patch=_keep_what_was_swapped,
     ),
     "ignore-confirmations": Mutant(
         breaks="the record of a dead extent stays when all pools have dropped it",

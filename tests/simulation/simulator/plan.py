@@ -19,6 +19,7 @@ class Verb(enum.StrEnum):
     REMOVE = "remove"
     MOVE = "move"
     COPY = "copy"
+    RELAYOUT = "relayout"
 
 
 class When(enum.StrEnum):

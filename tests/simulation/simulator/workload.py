@@ -50,6 +50,8 @@ class Person:
         """Do one operation, note what came of it in the history, and return the error, if it was one."""
         if operation.verb is Verb.LIST:
             return await self._list(operation)
+        if operation.verb is Verb.RELAYOUT:
+            return await self._relayout(operation)
         call = Call(client=self._number, verb=operation.verb, name=operation.name, target=operation.target)
         condition = ANYTHING
         if operation.verb not in _READS:
@@ -179,6 +181,23 @@ class Person:
                 self._saw(name, entries[name].version, call)
             history.calls.append(call)
         return ""
+
+    async def _relayout(self, operation: Operation) -> str:
+        """Give a file another layout, which no reader and no condition may notice."""
+        layout = Layout.parse(operation.layout) if operation.layout else None
+        error, outcome = "", "done"
+        self._work.latency_s = operation.dawdle_s
+        try:
+            with trio.fail_after(operation.patience_s):
+                told = await self._client.relayout(operation.name, layout=layout)
+            if told.changed:
+                self._world.happened["file coded anew"] += 1
+        except (DroppexError, trio.TooSlowError) as failure:
+            outcome = type(failure).__name__
+            error = f"{outcome}: {failure}"
+        self._world.happened[f"{operation.verb} {outcome}"] += 1
+        self._cluster.trace.say(f"{operation}: {error or 'done'}")
+        return error
 
     async def replace_pool(self, pool: int, force: bool) -> None:
         """Replace a pool as an operator does, who tries again until it is done."""

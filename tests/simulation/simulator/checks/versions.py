@@ -1,4 +1,7 @@
-"""Invariant 3, and what the catalogue promises of itself: the dead stay dead, and its indexes are true."""
+"""Invariant 3, and what the catalogue promises of itself: the dead stay dead, and its indexes are true.
+
+A version lists its extents, whatever their layouts become, and each belongs to the version that lists it.
+"""
 
 from collections.abc import Sequence
 
@@ -12,6 +15,7 @@ from tests.simulation.simulator.world import World
 STAYS_DEAD = "deleted-stays-deleted"
 DEGRADED = "degraded-index"
 COUNTED = "names-are-counted"
+LISTED = "extents-are-listed"
 
 
 class DeadStayDead:
@@ -42,7 +46,11 @@ class DeadStayDead:
                 continue
             if key.startswith(VERSIONS):
                 version_id = VersionId(*parse_id(key))
-                self._world.made[version_id] = unpack_version(version_id, value).size
+                size = unpack_version(version_id, value).size
+                if self._world.made.setdefault(version_id, size) != size:
+                    self._world.report(
+                        LISTED, f"version {version_id} had {self._world.made[version_id]} bytes, now {size}"
+                    )
                 self._world.recorded.add(version_id)
             elif key.startswith(OUTCOMES):
                 outcome = unpack_outcome(value)
@@ -57,6 +65,10 @@ def check_indexes(world: World) -> None:
     found = catalogue.degraded(world)
     if wanted != found:
         world.report(DEGRADED, f"not in the index: {wanted - found}; wrongly there: {found - wanted}")
+    belongs = {one: version.id for version in catalogue.versions(world) for one in version.extents}
+    owners = dict(catalogue.owners(world))
+    if belongs != owners:
+        world.report(LISTED, f"versions list {belongs}; extents belong to {owners}")
     counted: dict[VersionId, int] = {}
     for name in catalogue.names(world).values():
         counted[name.version] = counted.get(name.version, 0) + 1
