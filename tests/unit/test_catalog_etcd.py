@@ -282,7 +282,7 @@ def test_the_keys_of_a_prefix_end_before_the_next():
 
 def test_a_database_that_fills_up_is_told_of_before_it_is_full(etcd):
     async def main():
-        small = settings(etcd, quota_bytes=100_000)
+        small = settings(etcd, quota_bytes=10_000)  # An empty database takes more.
         async with open_etcd_group(small, system_runtime()) as group:
             while not group.health.warnings:
                 await trio.sleep(0.05)
