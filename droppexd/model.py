@@ -429,11 +429,18 @@ class ClusterMap:
 # What a pool stores beside the bytes
 
 
+UNKNOWN_PLACE = -1
+"""Of an extent whose shards do not tell its place in the version: an older release wrote them."""
+
+PlaceInVersion = Annotated[int, Bounds(UNKNOWN_PLACE, MAX_EXTENTS - 1)]
+
+
 @record
 class ShardHeader:
     """What a shard says of itself, so that a folder explains itself without a catalogue.
 
-    `checksums[c]` is that of the piece of chunk c. `name` and `version` are hints for people.
+    `checksums[c]` is that of the piece of chunk c. `name` and `version` are hints for people, and `place`
+    tells which of the version's extents this is, from 0 on.
     """
 
     incarnation: Token16
@@ -445,6 +452,7 @@ class ShardHeader:
     checksums: Annotated[tuple[Checksum, ...], Bounds(1, EXTENT_CHUNKS)]
     version: VersionId
     name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
+    place: PlaceInVersion = UNKNOWN_PLACE
 
     @property
     def stored_size(self) -> int:

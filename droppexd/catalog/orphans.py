@@ -125,16 +125,14 @@ def _names_like(name: str, version: VersionId) -> Iterator[str]:
 
 
 def _check_order(version: VersionId, extents: Sequence[Extent]) -> None:
-    """Raise InvalidRequest unless the extents can be those of one upload, in its order."""
+    """Raise InvalidRequest unless the extents can be those of one version, by their ids and sizes."""
     if not extents:
         raise InvalidRequest(f"version {version} has no extent: nothing of an empty file is on any pool")
-    before: tuple[int, int] = version
     for place, extent in enumerate(extents):
-        if extent.id.session != version.session or tuple(extent.id) <= tuple(before):
+        if extent.id.session == version.session and extent.id.counter <= version.counter:
             raise InvalidRequest(f"extent {extent.id} cannot stand there in version {version}")
         if place < len(extents) - 1 and extent.size != extent.chunk_size * EXTENT_CHUNKS:
             raise InvalidRequest(f"extent {extent.id} is not full, and not the last of version {version}")
-        before = extent.id
 
 
 def _as_recorded(extent: Extent, state: State) -> Extent:

@@ -83,9 +83,8 @@ def _parse_version(text: str) -> VersionId:
 async def _chosen(
     session: Session, choice: Choice
 ) -> AsyncGenerator[tuple[OrphanVersion, OrphanListing], None]:
-    """Yield what is chosen, with the listing that it came from. Only what may be there is looked through."""
-    after = ExtentId(*min(choice.versions)) if choice.versions else None
-    listing = session.client.orphans(after=after)
+    """Yield what is chosen, with the listing that it came from, until all of it was found."""
+    listing = session.client.orphans()
     async for orphan in listing:
         if choice.everything or orphan.version in choice.versions:
             if orphan.version is not None:

@@ -1,16 +1,17 @@
 """The versions that pools hold shards of and the catalogue never knew, put together from their extents.
 
 Extents come in the order of their ids, and those of several uploads in between each other. An extent that is
-not full ends its version; what is open then is kept in bounded memory.
+not full ends its version. Where headers tell which extent of the version each is, the parts may come from any
+session, as they do once some were coded anew. What is open is kept in bounded memory.
 """
 
 import enum
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from droppexd.model import EXTENT_CHUNKS, MAX_EXTENTS, ExtentId, VersionId
+from droppexd.model import EXTENT_CHUNKS, MAX_EXTENTS, UNKNOWN_PLACE, ExtentId, VersionId
 from droppexd.wire.messages import ListOrphans, OrphanExtent, OrphansListed
 
 MOST_OPEN = 4096
@@ -25,7 +26,7 @@ class OrphanState(enum.StrEnum):
     OPEN = "open"
     """Each extent can be read, and the last is full: the file may have gone on."""
     INCOMPLETE = "incomplete"
-    """Of some extent fewer shards are there than it takes to read it."""
+    """Of some extent fewer shards are there than it takes to read it, or none at all."""
     DAMAGED = "damaged"
     """An extent no header of which can be read: it is not known whose it is."""
 
@@ -67,6 +68,9 @@ class OrphanVersion:
         """What is there of it."""
         if self.version is None:
             return OrphanState.DAMAGED
+        places = [one.header.place for one in self.extents if one.header]
+        if any(place not in (UNKNOWN_PLACE, number) for number, place in enumerate(places)):
+            return OrphanState.INCOMPLETE
         if not all(map(is_readable, self.extents)) or any(map(is_short, self.extents[:-1])):
             return OrphanState.INCOMPLETE
         return OrphanState.WHOLE if is_short(self.extents[-1]) else OrphanState.OPEN
@@ -100,14 +104,14 @@ class Grouper:
         """Take in the next extent; return the versions of which nothing more is expected."""
         done: list[OrphanVersion] = []
         if extent.id.session != self._session:
-            done += self.finish()
+            done += [self._close(version) for version in list(self._open) if not self._waits(version)]
             self._session = extent.id.session
         if extent.header is None:
             return [*done, OrphanVersion(None, (extent,))]
         version = extent.header.version
         self._open.setdefault(version, []).append(extent)
         self._extents += 1
-        if is_short(extent) or len(self._open[version]) == MAX_EXTENTS:
+        if self._is_over(version, extent) or len(self._open[version]) == MAX_EXTENTS:
             done.append(self._close(version))
         while len(self._open) > MOST_OPEN or self._extents > MOST_OPEN_EXTENTS:
             done.append(self._close(next(iter(self._open))))
@@ -117,10 +121,43 @@ class Grouper:
         """Return what is open still: nothing more will come."""
         return [self._close(version) for version in list(self._open)]
 
+    def _waits(self, version: VersionId) -> bool:
+        """Whether parts of a version may come with other sessions."""
+        return all(place != UNKNOWN_PLACE for place in map(_place, self._open[version]))
+
+    def _is_over(self, version: VersionId, extent: OrphanExtent) -> bool:
+        """Whether this extent was the last that the version lacked."""
+        if not self._waits(version):
+            return is_short(extent)
+        extents = self._open[version]
+        ends = [_place(one) for one in extents if is_short(one)]
+        return bool(ends) and len({*map(_place, extents)}) > max(ends)
+
     def _close(self, version: VersionId) -> OrphanVersion:
         extents = self._open.pop(version)
         self._extents -= len(extents)
-        return OrphanVersion(version, tuple(extents))
+        return OrphanVersion(version, tuple(_in_order(extents)))
+
+
+def _place(extent: OrphanExtent) -> int:
+    return extent.header.place if extent.header else UNKNOWN_PLACE
+
+
+def _in_order(extents: Iterable[OrphanExtent]) -> Iterator[OrphanExtent]:
+    """Yield extents by their places; of several that have one, the one of which most is there."""
+    best: dict[int, OrphanExtent] = {}
+    for extent in extents:
+        place = _place(extent)
+        if place == UNKNOWN_PLACE:
+            yield extent
+        elif place not in best or _rank(extent) > _rank(best[place]):
+            best[place] = extent
+    for place in sorted(best):
+        yield best[place]
+
+
+def _rank(extent: OrphanExtent) -> tuple[bool, int]:
+    return is_readable(extent), sound_shards(extent)
 
 
 class OrphanListing:

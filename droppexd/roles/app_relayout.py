@@ -193,7 +193,7 @@ class Relayouts:
         lease = await self._budget.lease()
         try:
             with self._outlets.registration.session.work() as ids:
-                upload = Upload(outlets, wanted, ids, part.version)
+                upload = Upload(outlets, wanted, ids, part.version, part.place)
                 try:
                     await self._copy(file, Download(self._reader, found, part.start, old.size), upload, lease)
                     (new,) = await upload.records()

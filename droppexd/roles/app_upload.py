@@ -28,6 +28,7 @@ from droppexd.model import (
     MAX_EXTENTS,
     MISSING,
     SMALL_SIZE,
+    UNKNOWN_PLACE,
     Extent,
     ExtentId,
     Layout,
@@ -125,8 +126,9 @@ class _Target:
 class _ExtentUpload:
     """The extent that is being sent."""
 
-    def __init__(self, extent: ExtentId, layout: Layout, targets: Sequence[_Target]) -> None:
+    def __init__(self, extent: ExtentId, place: int, layout: Layout, targets: Sequence[_Target]) -> None:
         self.id = extent
+        self.place = place
         self.layout = layout
         self.targets = list(targets)
         self.size = 0
@@ -151,12 +153,15 @@ class _ExtentUpload:
 class Upload:
     """One put, from its first chunk to its commit or abort."""
 
-    def __init__(self, outlets: Outlets, wanted: Wanted, ids: Ids, version: VersionId | None = None) -> None:
-        """Begin with a version of its own, or write what belongs to another."""
+    def __init__(
+        self, outlets: Outlets, wanted: Wanted, ids: Ids, version: VersionId | None = None, place: int = 0
+    ) -> None:
+        """Begin with a version of its own, or write extents of another, from this place of its list on."""
         self._outlets = outlets
         self._wanted = wanted
         self._ids = ids
         self._version = version or ids.version()
+        self._place = place
         self._size = 0
         self._extents: list[_ExtentUpload] = []
         self._turns = Turns()
@@ -282,6 +287,7 @@ class Upload:
         numbers = self._view.placement.choose(extent_id, self._layout, self._usable)
         return _ExtentUpload(
             extent_id,
+            self._place + len(self._extents),
             self._layout,
             [_Target(index, number, self._address(number)) for index, number in enumerate(numbers)],
         )
@@ -354,6 +360,7 @@ class Upload:
             size=extent.size if sent.last else 0,
             name=self._wanted.name if sent.chunk == 0 else "",
             following=tuple(checksums[1:]),
+            place=extent.place if sent.chunk == 0 else UNKNOWN_PLACE,
         )
         pieces = [encoded.pieces[index] for encoded in sent.encoded]
         try:

@@ -12,6 +12,7 @@ from droppexd.model import (
     EXTENT_CHUNKS,
     MAX_NAME_BYTES,
     MISSING,
+    UNKNOWN_PLACE,
     Extent,
     ExtentId,
     Layout,
@@ -38,16 +39,18 @@ def describe_extent(extent: ExtentId, shards: Sequence[tuple[int, OrphanShard]])
             indexes[_said(shard.header)].add(shard.holding.shard)
     # Sorted, so that the same shards give the same answer in whatever order their pools answered.
     common = max(sorted(indexes), key=lambda said: len(indexes[said]), default=None)
-    header: OrphanHeader | None = None
+    agreeing: list[OrphanHeader] = []
     places: list[OrphanPlace] = []
     for pool, shard in sorted(shards, key=lambda one: (one[1].holding.shard, one[0])):
         index = shard.holding.shard
         agrees = shard.header is not None and _said(shard.header) == common and index in indexes[common]
-        if agrees and (header is None or not header.name):
-            header = shard.header
+        if agrees and shard.header is not None:
+            agreeing.append(shard.header)
         places.append(OrphanPlace(index, pool, agrees))
     # Those that agree first: they count, should there be more than can be told.
     places.sort(key=lambda place: not place.agrees)
+    # What an older release rebuilt tells less than the others do.
+    header = max(agreeing, key=lambda one: (one.place != UNKNOWN_PLACE, bool(one.name)), default=None)
     return OrphanExtent(id=extent, header=header, places=tuple(places[:MAX_HOLDERS]))
 
 
@@ -68,17 +71,18 @@ def assign_pools(layout: Layout, holders: Mapping[int, Sequence[int]]) -> tuple[
 def check_whole(version: VersionId, extents: Iterable[OrphanExtent]) -> tuple[OrphanHeader, ...]:
     """Return what the headers say of these extents, if together they can be a version.
 
-    All but the last must be full, each of this version, and k of its shards there. Raise NotEnoughShards, and
-    InvalidRequest for extents that are not one upload's.
+    All but the last must be full, each of this version, and k of its shards there. Where headers do not tell
+    the places, since an older release wrote them, the ids of the upload do. Raise NotEnoughShards, and
+    InvalidRequest for extents that are not one version's.
     """
     headers: list[OrphanHeader] = []
     before: tuple[int, int] = version
     full = True
-    for extent in extents:
+    for number, extent in enumerate(extents):
         header = extent.header
         if header is None:
             raise NotEnoughShards(f"extent {extent.id}: no header of its shards can be read")
-        if header.version != version or extent.id.session != version.session or tuple(extent.id) <= before:
+        if header.version != version or not _follows(extent.id, header.place, before, number):
             raise InvalidRequest(f"extent {extent.id} is none of version {version}, or not in its order")
         if not full:
             raise InvalidRequest(f"an extent before {extent.id} is not full: that was the end of the version")
@@ -86,9 +90,17 @@ def check_whole(version: VersionId, extents: Iterable[OrphanExtent]) -> tuple[Or
         if len(present) < header.layout.k:
             raise not_enough(extent.id, header.layout, present)
         full = header.size == header.chunk_size * EXTENT_CHUNKS
-        before = extent.id
+        if header.place == UNKNOWN_PLACE:
+            before = extent.id
         headers.append(header)
     return tuple(headers)
+
+
+def _follows(extent: ExtentId, place: int, before: tuple[int, int], number: int) -> bool:
+    """Whether an extent may be the one with this number; `before` is an id of the upload that is lower."""
+    if place != UNKNOWN_PLACE:
+        return place == number
+    return extent.session == before[0] and tuple(extent) > before
 
 
 def not_enough(extent: ExtentId, layout: Layout, present: Iterable[int]) -> NotEnoughShards:

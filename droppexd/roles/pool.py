@@ -244,7 +244,13 @@ class _Pool:
         if not request.repair or first:
             return Piece(checksum=checksums[0], following=following), pieces
         header = self._store.header(request.extent, request.index)
-        hints = Piece(checksum=checksums[0], following=following, version=header.version, name=header.name)
+        hints = Piece(
+            checksum=checksums[0],
+            following=following,
+            version=header.version,
+            name=header.name,
+            place=header.place,
+        )
         return hints, pieces
 
     # -- the master ----------------------------------------------------------------------------

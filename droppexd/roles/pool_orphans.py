@@ -82,6 +82,7 @@ class OrphanFinder:
                 chunk_size=header.chunk_size,
                 version=header.version,
                 name=header.name,
+                place=header.place,
             )
             shards.append(OrphanShard(holding, told))
         return tuple(shards)

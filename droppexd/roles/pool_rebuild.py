@@ -23,6 +23,7 @@ from droppexd.errors import (
 from droppexd.model import (
     MISSING,
     SMALL_SIZE,
+    UNKNOWN_PLACE,
     Extent,
     ExtentId,
     ShardHeader,
@@ -80,6 +81,7 @@ class _Found:
     checksums: dict[int, bytes] = field(default_factory=dict)
     version: VersionId | None = None
     name: str = ""
+    place: int = UNKNOWN_PLACE
 
 
 class Rebuilder:
@@ -316,6 +318,7 @@ class Rebuilder:
             checksums=tuple(found.checksums[chunk] for chunk in sorted(found.checksums)),
             version=found.version or VersionId(extent.id.session, 0),
             name=found.name,
+            place=found.place,
         )
 
     async def _piece(
@@ -333,7 +336,7 @@ class Rebuilder:
                 kept = await self._runtime.run_blocking(_good_piece, old.shard, extent, shard, chunk)
             if kept is not None:
                 header = old.shard.header
-                found.version, found.name = header.version, header.name
+                found.version, found.name, found.place = header.version, header.name, header.place
                 found.checksums[chunk] = header.checksums[chunk]
                 return kept
         pieces = await self._gather(extent, shard, chunk, sources, found)
@@ -383,7 +386,7 @@ class Rebuilder:
         if piece_checksum(extent.id, extent.layout, index, chunk, body[0]) != reply.checksum:
             raise IntegrityError("the bytes do not match their checksum")
         if reply.version is not None:
-            found.version, found.name = reply.version, reply.name
+            found.version, found.name, found.place = reply.version, reply.name, reply.place
         return body[0]
 
 

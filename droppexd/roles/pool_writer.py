@@ -177,6 +177,7 @@ def header_of(first: WritePiece, size: int, checksums: Sequence[bytes]) -> Shard
         checksums=tuple(checksums),
         version=first.version,
         name=first.name,
+        place=first.place,
     )
 
 

@@ -18,7 +18,7 @@ import msgpack
 import xxhash
 
 from droppexd.errors import IntegrityError, RemoteProtocolError, StoreError
-from droppexd.model import MAX_NAME_BYTES, ShardHeader
+from droppexd.model import MAX_NAME_BYTES, UNKNOWN_PLACE, ShardHeader
 from droppexd.schema import pack, unpack
 
 BLOCK_BYTES = 4096
@@ -77,7 +77,10 @@ def _payload(header: ShardHeader, generation: int) -> bytes:
     if len(header.name) * 4 > MAX_NAME_BYTES:
         cut = header.name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
         header = dataclasses.replace(header, name=cut)
-    payload: bytes = msgpack.packb([pack(header), generation])
+    fields = pack(header)
+    if header.place == UNKNOWN_PLACE:  # As a release that knew no places wrote it.
+        fields = fields[:-1]
+    payload: bytes = msgpack.packb([fields, generation])
     return payload
 
 

@@ -18,6 +18,7 @@ from droppexd.model import (
     MAX_NAME_BYTES,
     MEMBER_ROLES,
     SMALL_SIZE,
+    UNKNOWN_PLACE,
     Address,
     Checksum,
     ClusterMap,
@@ -33,6 +34,7 @@ from droppexd.model import (
     Layout,
     Metadata,
     OperationId,
+    PlaceInVersion,
     PoolNumber,
     Receipt,
     Role,
@@ -812,6 +814,7 @@ class OrphanHeader:
     chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
     version: VersionId
     name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
+    place: PlaceInVersion = UNKNOWN_PLACE
 
 
 class OrphanShard(NamedTuple):
@@ -976,7 +979,8 @@ class WritePiece(Request[PieceWritten]):
     `chunk` and `checksum` are the first piece's, and `following` the checksums of those behind it.
 
     `boot_id` is empty for chunk 0 and then the one that the pool answered. `size` is the extent's bytes of
-    file data, told with the last piece. A shard of one piece is stored by this one message.
+    file data, told with the last piece. `name` and `place`, hints of the shard's header, come with chunk 0. A
+    shard of one piece is stored by this one message.
     """
 
     extent: ExtentId
@@ -992,6 +996,7 @@ class WritePiece(Request[PieceWritten]):
     size: Annotated[int, Bounds(0, CHUNK_SIZE * EXTENT_CHUNKS)] = 0
     name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
     following: Annotated[tuple[Checksum, ...], Bounds(0, MOST_TOGETHER - 1)] = ()
+    place: PlaceInVersion = UNKNOWN_PLACE
 
 
 @message(92, reply=Done, callers=_PEERS)
@@ -1014,14 +1019,15 @@ class KeepShard(Request[Done]):
 class Piece(Reply):
     """Pieces as they are stored, one a frame; the reader verifies each against its checksum and identity.
 
-    `checksum` is the first piece's, and `following` those of the pieces behind it. `version` and `name`,
-    hints for people, come to who repairs with the piece of chunk 0.
+    `checksum` is the first piece's, and `following` those of the pieces behind it. `version`, `name` and
+    `place`, hints of the header, come to who repairs with the piece of chunk 0.
     """
 
     checksum: Checksum
     following: Annotated[tuple[Checksum, ...], Bounds(0, MOST_TOGETHER - 1)] = ()
     version: VersionId | None = None
     name: Annotated[str, Bounds(0, MAX_NAME_BYTES)] = ""
+    place: PlaceInVersion = UNKNOWN_PLACE
 
 
 @message(93, reply=Piece, callers=_PEERS)

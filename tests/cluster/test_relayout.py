@@ -1,6 +1,8 @@
 """A cluster grows from one machine to six, and its files follow: coded anew while they are read."""
 
 import json
+import shutil
+from functools import partial
 
 import pytest
 import trio
@@ -143,3 +145,40 @@ def test_a_relayout_goes_on_where_it_was_killed_and_readers_notice_nothing(new_c
         assert cluster.get("docs/big") == data
         wait_until(lambda: at_rest(cluster), "what the killed app began is not cleared away")
         assert raw(cluster) == pytest.approx(len(data) * 6 / 4, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_file_of_which_a_part_was_coded_anew_is_found_by_its_shards_alone(
+    new_cluster, content, wait_until, droppexd
+):
+    with new_cluster(pools=3, **SETTINGS) as cluster:  # On one machine: there is no journal.
+        data = (content(1_000_003) * 280)[: EXTENT + 3 * CHUNK_SIZE + 5]
+        cluster.put("docs/big", data, layout=Layout(1, 1))
+        small = content(300_000)
+        cluster.put("docs/small", small, layout=Layout(1, 1))
+
+        async def begin(client):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(client.relayout, "docs/big", layout=Layout(2, 1)))
+                while (await client.describe("docs/big")).extents[0].layout != Layout(2, 1):
+                    await trio.sleep(0.01)
+                cluster.app.kill()
+                nursery.cancel_scope.cancel()
+
+        cluster.run(begin)
+        cluster.app.start()
+        assert relayout(cluster, "docs/small", "--layout", "2+1").returncode == 0
+        wait_until(lambda: at_rest(cluster), "the old shards are not cleared away")
+        assert set(layouts(cluster, "docs/big")) == {"2+1", "1+1"}
+        cluster.controller.kill()
+        shutil.rmtree(cluster.controller.data)
+        named = [argument for pool in cluster.pools for argument in ("--from-pools", pool.address)]
+        droppexd("catalog", "rebuild", *named, "--data", cluster.controller.data, code=0)
+        cluster.controller.start()
+        cluster.wait_until_up()
+        wait_until(
+            lambda: sorted(cluster.names()) == ["lost+found/docs/big", "lost+found/docs/small"],
+            lambda: f"not all is found: {cluster.names()} {cluster.droppex('orphans').stdout}",
+        )
+        assert cluster.get("lost+found/docs/big") == data
+        assert cluster.get("lost+found/docs/small") == small

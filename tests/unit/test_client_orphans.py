@@ -4,21 +4,22 @@ import pytest
 
 from droppexd.client import orphans
 from droppexd.client.orphans import Grouper, OrphanListing, OrphanState, OrphanVersion, pools_of
-from droppexd.model import EXTENT_CHUNKS, ExtentId, Layout, VersionId
+from droppexd.model import EXTENT_CHUNKS, UNKNOWN_PLACE, ExtentId, Layout, VersionId
 from droppexd.wire.messages import OrphanExtent, OrphanHeader, OrphanPlace, OrphansListed
 
 CHUNK = 1000
 FULL = CHUNK * EXTENT_CHUNKS
 
 
-def extent(counter, version, *, size=10, shards=6, session=7, name="docs/a"):
+def extent(counter, version, *, size=10, shards=6, session=7, name="docs/a", of=None, place=UNKNOWN_PLACE):
     header = OrphanHeader(
         incarnation=bytes(16),
         layout=Layout(4, 2),
         size=size,
         chunk_size=CHUNK,
-        version=VersionId(session, version),
+        version=VersionId(of or session, version),
         name=name,
+        place=place,
     )
     places = tuple(OrphanPlace(index, index + 1, True) for index in range(shards))
     return OrphanExtent(id=ExtentId(session, counter), header=header, places=places)
@@ -79,6 +80,41 @@ def test_a_version_with_an_extent_that_cannot_be_read_is_incomplete():
 
 def test_a_version_that_goes_on_behind_its_end_is_incomplete():
     assert OrphanVersion(VersionId(7, 1), (extent(3, 1), extent(4, 1))).state == OrphanState.INCOMPLETE
+
+
+def test_parts_that_tell_their_places_come_together_from_several_sessions():
+    done, rest = group(
+        extent(4, 1, session=3, of=7, place=1, size=FULL),
+        extent(9, 8, session=3),
+        extent(2, 1, session=5, of=7, place=0, size=FULL),
+        extent(3, 1, place=2),
+        extent(4, 2),
+    )
+    assert [(one.version, one.state) for one in done] == [
+        (VersionId(3, 8), OrphanState.WHOLE),
+        (VersionId(7, 1), OrphanState.WHOLE),
+        (VersionId(7, 2), OrphanState.WHOLE),
+    ]
+    assert [tuple(one.id) for one in done[1].extents] == [(5, 2), (3, 4), (7, 3)]
+    assert rest == []
+
+
+def test_a_version_that_lacks_a_part_is_not_taken_for_a_whole_one():
+    done, rest = group(extent(3, 1, place=1, size=FULL), extent(4, 1, place=2), extent(1, 1, session=8))
+    assert [(one.version, one.state) for one in done] == [(VersionId(8, 1), OrphanState.WHOLE)]
+    assert [(one.version, one.state) for one in rest] == [(VersionId(7, 1), OrphanState.INCOMPLETE)]
+
+
+def test_of_two_extents_for_one_place_the_one_that_can_be_read_counts():
+    done, rest = group(
+        extent(3, 1, place=0, size=FULL, shards=3),
+        extent(2, 1, session=8, of=7, place=0, size=FULL, shards=5),
+        extent(3, 1, session=8, of=7, place=0, size=FULL, shards=4),
+        extent(4, 1, session=8, of=7, place=1),
+    )
+    assert rest == []
+    assert [tuple(one.id) for one in done[0].extents] == [(8, 2), (8, 4)]
+    assert done[0].state == OrphanState.WHOLE
 
 
 def test_damaged_extents_are_told_of_by_themselves():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from droppexd.errors import InvalidName, InvalidRequest, NotEnoughShards
-from droppexd.model import EXTENT_CHUNKS, MISSING, ExtentId, Holding, Layout, VersionId
+from droppexd.model import EXTENT_CHUNKS, MISSING, UNKNOWN_PLACE, ExtentId, Holding, Layout, VersionId
 from droppexd.roles.orphans import adopted_name, assign_pools, check_whole, describe_extent
 from droppexd.wire.messages import MAX_HOLDERS, OrphanExtent, OrphanHeader, OrphanPlace, OrphanShard
 
@@ -15,7 +15,7 @@ CHUNK = 1000
 FULL = CHUNK * EXTENT_CHUNKS
 
 
-def header(*, layout="2+1", size=10, version=VERSION, name="docs/a", incarnation=1):
+def header(*, layout="2+1", size=10, version=VERSION, name="docs/a", incarnation=1, place=UNKNOWN_PLACE):
     return OrphanHeader(
         incarnation=bytes([incarnation]) * 16,
         layout=Layout.parse(layout),
@@ -23,6 +23,7 @@ def header(*, layout="2+1", size=10, version=VERSION, name="docs/a", incarnation
         chunk_size=CHUNK,
         version=version,
         name=name,
+        place=place,
     )
 
 
@@ -87,10 +88,18 @@ def test_a_pool_is_named_for_one_shard_alone():
     assert assign_pools(layout, {}) == (MISSING,) * 4
 
 
-def extent(counter, *, present=2, **said):
+def extent(counter, *, present=2, session=7, **said):
     told = header(**said)
     places = tuple(OrphanPlace(index, index + 1, True) for index in range(present))
-    return OrphanExtent(id=ExtentId(7, counter), header=told, places=places)
+    return OrphanExtent(id=ExtentId(session, counter), header=told, places=places)
+
+
+def test_what_one_shard_tells_of_name_and_place_is_taken():
+    told = [header(), header(name="", place=3), header(name="docs/b", place=3)]
+    for order in itertools.permutations(told):
+        found = describe_extent(EXTENT, [(pool, shard(pool, one)) for pool, one in enumerate(order)])
+        assert (found.header.name, found.header.place) == ("docs/b", 3)
+        assert all(place.agrees for place in found.places)
 
 
 def test_extents_in_order_of_which_all_but_the_last_are_full_are_whole():
@@ -107,12 +116,29 @@ def test_extents_in_order_of_which_all_but_the_last_are_full_are_whole():
         [extent(2, size=FULL), extent(2)],
         [extent(1)],
         [extent(2, version=VersionId(7, 0))],
+        [extent(2, place=1)],
+        [extent(2, size=FULL, place=0), extent(3, place=2)],
+        [extent(2, size=FULL, place=0), extent(3, session=8)],
     ],
-    ids=["not full", "not in order", "twice", "before its version", "of another version"],
+    ids=[
+        "not full",
+        "not in order",
+        "twice",
+        "before its version",
+        "of another version",
+        "not the first",
+        "one is missing",
+        "of another session, and who knows where",
+    ],
 )
 def test_extents_that_are_no_version_are_refused(extents):
     with pytest.raises(InvalidRequest):
         check_whole(VERSION, extents)
+
+
+def test_extents_that_tell_their_places_may_be_of_any_session():
+    extents = [extent(2, session=9, size=FULL, place=0), extent(5, size=FULL), extent(1, session=8, place=2)]
+    assert check_whole(VERSION, extents) == tuple(one.header for one in extents)
 
 
 def test_too_few_shards_are_named():

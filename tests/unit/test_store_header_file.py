@@ -9,6 +9,7 @@ from droppexd.errors import IntegrityError
 from droppexd.model import (
     CHUNK_SIZE,
     EXTENT_CHUNKS,
+    MAX_EXTENTS,
     MAX_K,
     MAX_M,
     MAX_NAME_BYTES,
@@ -49,7 +50,10 @@ LARGEST = ShardHeader(
 )
 
 
-@pytest.mark.parametrize("header", [SMALLEST, LARGEST], ids=["smallest", "largest"])
+PLACED = dataclasses.replace(LARGEST, place=MAX_EXTENTS - 1)
+
+
+@pytest.mark.parametrize("header", [SMALLEST, LARGEST, PLACED], ids=["smallest", "largest", "placed"])
 def test_a_header_comes_back_from_its_block_and_from_its_seal(header):
     block = encode_block(header, 2**63 - 1)
     assert len(block) == BLOCK_BYTES
@@ -63,6 +67,8 @@ def test_the_format_of_the_block_does_not_change():
     """Folders that exist must stay readable: a change of this digest needs a new format number."""
     digest = hashlib.sha256(encode_block(LARGEST, 1 << 40 | 1)).hexdigest()
     assert digest == "fc49aeca3cfe1867833531177e6f48ef1c043ba88af041adf7d076e1bd17e680"
+    digest = hashlib.sha256(encode_block(PLACED, 1 << 40 | 1)).hexdigest()
+    assert digest == "9a21b066918de36d19fde21795c9dd29a078cab8ad0de6ef7bf7786e631d0b69"
 
 
 def test_a_name_too_long_in_bytes_is_cut_between_characters():
