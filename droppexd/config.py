@@ -381,11 +381,19 @@ class Config:
             metavar="DURATION",
         ),
     ] = 60.0
+    controller_uploads_kept: Annotated[
+        float,
+        Option(
+            parse_duration,
+            "An interrupted put of a large file can be gone on with for so long.",
+            metavar="DURATION",
+        ),
+    ] = 7 * 86400.0
     controller_session_lease: Annotated[
         float,
         Option(
             parse_duration,
-            "An app that was not heard of for so long has lost its session, and its unfinished uploads.",
+            "An app that was not heard of for so long has lost its session, and what it had under way.",
             metavar="DURATION",
         ),
     ] = 60.0

@@ -311,6 +311,7 @@ class _Process:
                     down_after_s=config.controller_down_after,
                     replace_after_s=config.controller_replace_after,
                     delete_grace_s=config.controller_delete_grace,
+                    uploads_kept_s=config.controller_uploads_kept,
                     session_lease_s=config.controller_session_lease,
                 ),
                 task_status=started,

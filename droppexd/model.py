@@ -334,6 +334,27 @@ class TokenRecord:
     """When the last of them did."""
 
 
+@record
+class UploadRecord:
+    """An upload that can be gone on with: what came of it is a version without a name.
+
+    `source` says where the bytes come from, so that the same command finds it again. `holder` is the
+    operation that began it or took it over; nobody else may add to it.
+    """
+
+    version: VersionId
+    name: FileName
+    source: Annotated[bytes, Bounds(1, 32)]
+    size: int
+    """Of the whole file, as it was announced."""
+    chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
+    holder: OperationId
+    extents: Annotated[int, Bounds(0, MAX_EXTENTS)] = 0
+    created_ms: int = 0
+    touched_ms: int = 0
+    """When something came of it last."""
+
+
 class ControllerRole(enum.StrEnum):
     """What a controller does."""
 

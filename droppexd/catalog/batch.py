@@ -221,14 +221,52 @@ class Batch:
     def add_version(self, version: Version, extents: Sequence[Extent]) -> None:
         """Write a new version with all of its extents."""
         self.put(version_key(version.id), pack_version(version))
+        self._add_extents(version, extents)
+        self.add_totals(size=version.size)
+        placement = placement_of(extents[0].layout, extents[0].pools) if len(extents) == 1 else None
+        self._count_names(version, placement, version.names)
+
+    def extend_version(self, version: Version, extent: Extent) -> None:
+        """Write one more extent of a version that has no name yet."""
+        extents = (*version.extents, extent.id)
+        longer = replace(version, size=version.size + extent.size, extents=extents)
+        self.put(version_key(version.id), pack_version(longer))
+        self._add_extents(longer, (extent,))
+        self.add_totals(size=extent.size)
+
+    def _add_extents(self, version: Version, extents: Sequence[Extent]) -> None:
+        """Write extents that are new in a version's list, and count them."""
         for extent in extents:
             self._put_extent(extent, version.id)
             self._count(placement_of(extent.layout, extent.pools), extents=1)
-        if len(extents) > 1:
+        if len(version.extents) > 1:
             self.put(large_key(version.id), b"")
             self.large_changed = True
-        self.add_totals(size=version.size, extents=len(extents))
-        placement = placement_of(extents[0].layout, extents[0].pools) if len(extents) == 1 else None
+        self.add_totals(extents=len(extents))
+
+    async def shorten_version(self, version: Version, count: int) -> None:
+        """Leave a version that has no name yet its first extents; the others are garbage."""
+        gone = 0
+        for extent_id in version.extents[count:]:
+            extent = (await self.extent(extent_id)).extent
+            gone += extent.size
+            self._discard_extent(extent)
+        shorter = replace(version, size=version.size - gone, extents=version.extents[:count])
+        self.put(version_key(version.id), pack_version(shorter))
+        if len(shorter.extents) <= 1 < len(version.extents):
+            self.delete(large_key(version.id))
+        self.large_changed |= len(version.extents) > 1
+        self.add_totals(size=-gone, extents=count - len(version.extents))
+
+    async def finish_version(self, begun: Version, version: Version, rest: Sequence[Extent]) -> None:
+        """Write a version that had no name before, with the rest of its extents."""
+        self.put(version_key(version.id), pack_version(version))
+        self._add_extents(version, rest)
+        self.add_totals(size=version.size - begun.size)
+        placement = None
+        if len(version.extents) == 1:
+            extent = (await self.extent(version.extents[0])).extent
+            placement = placement_of(extent.layout, extent.pools)
         self._count_names(version, placement, version.names)
 
     async def change_names(self, version_id: VersionId, change: int) -> None:
@@ -245,7 +283,7 @@ class Batch:
         if names > 0:
             self.put(version_key(version_id), pack_version(replace(version, names=names)))
         else:
-            await self._discard(version)
+            await self.discard_version(version)
 
     def _count_names(self, version: Version, placement: Placement | None, names: int) -> None:
         """Count files; `placement` is that of a version with just one extent."""
@@ -255,7 +293,7 @@ class Batch:
         elif version.extents:
             self.large_changed = True
 
-    async def _discard(self, version: Version) -> None:
+    async def discard_version(self, version: Version) -> None:
         """Delete a version; its extents become garbage."""
         self.delete(version_key(version.id))
         if len(version.extents) > 1:

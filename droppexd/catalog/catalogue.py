@@ -50,7 +50,9 @@ from droppexd.catalog.keys import (
     TERMS,
     TOKENS,
     TOTALS,
+    UPLOADS,
     degraded_key,
+    digest_key,
     end_of,
     extent_key,
     garbage_key,
@@ -81,6 +83,7 @@ from droppexd.catalog.records import (
     unpack_session,
     unpack_token,
     unpack_totals,
+    unpack_upload,
     unpack_version,
 )
 from droppexd.catalog.relayouts import SwapExtent
@@ -96,6 +99,7 @@ from droppexd.catalog.repairs import (
 )
 from droppexd.catalog.state import Session, State
 from droppexd.catalog.terms import begin_term, compare_term
+from droppexd.catalog.uploads import CommitUpload, DropUpload, ExtendUpload, TakeUpload
 from droppexd.errors import (
     CatalogError,
     DroppexError,
@@ -120,6 +124,7 @@ from droppexd.model import (
     Receipt,
     SurvivalCount,
     TokenRecord,
+    UploadRecord,
     Version,
     VersionId,
 )
@@ -470,6 +475,58 @@ class Catalogue:
     async def settle(self) -> None:
         """Return when all changes that came before are committed or refused."""
         await self._change(Barrier())
+
+    # -- uploads -------------------------------------------------------------------------------
+
+    @property
+    def uploads(self) -> Mapping[VersionId, UploadRecord]:
+        """The uploads that can be gone on with. Not to be changed."""
+        return self._state.uploads
+
+    async def upload_digests(self, version: VersionId) -> tuple[bytes, ...]:
+        """Return the digests of an upload's extents; fewer when it changes meanwhile."""
+        self.check()
+        upload = self._state.uploads.get(version)
+        keys = [digest_key(version, place) for place in range(upload.extents if upload else 0)]
+        digests: list[bytes] = []
+        for start in range(0, len(keys), EXTENTS_AT_ONCE):
+            for entry in await self._engine.get(keys[start : start + EXTENTS_AT_ONCE]):
+                if entry is None:
+                    return tuple(digests)
+                digests.append(unpack_fields(entry.value, "digest")[0])
+        return tuple(digests)
+
+    async def extend_upload(
+        self, operation: OperationId, upload: UploadRecord, extent: Extent, digest: bytes
+    ) -> None:
+        """Add a durable extent to an upload, which the first begins.
+
+        Raise Conflict when somebody else holds it or there are too many, NotEnoughShards, SessionClosed,
+        InvalidRequest.
+        """
+        await self._change(ExtendUpload(operation, upload, extent, digest))
+
+    async def take_upload(self, operation: OperationId, version: VersionId, keep: int) -> Found:
+        """Go on with the first extents of an upload, and return them. Raise NotFound, SessionClosed."""
+        await self._change(TakeUpload(operation, version, keep))
+        return await self.lookup_version(version)
+
+    async def commit_upload(
+        self,
+        operation: OperationId,
+        name: str,
+        expected: Expected,
+        version: Version,
+        rest: Sequence[Extent],
+        note: str,
+        holder: OperationId,
+    ) -> Receipt:
+        """Make an upload visible under a (normal) name; see `commit`. `rest` was not added to it before."""
+        return await self._change(CommitUpload(operation, name, expected, version, rest, note, holder))
+
+    async def drop_upload(self, version: VersionId, before_ms: int | None = None) -> bool:
+        """Give an upload up, if nothing came since a moment; return whether it was. Raise NotFound."""
+        return await self._change(DropUpload(version, before_ms))
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -841,6 +898,10 @@ async def _read_state(engine: Engine) -> State:
         tokens={
             (public := entry.key[len(TOKENS) :]): unpack_token(public, entry.value)
             for entry in await read_all(engine, TOKENS)
+        },
+        uploads={
+            (upload := VersionId(*parse_id(entry.key))): unpack_upload(upload, entry.value)
+            for entry in await read_all(engine, UPLOADS)
         },
         sessions={
             parse_session(entry.key): Session.of(unpack_session(entry.value))

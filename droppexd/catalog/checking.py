@@ -23,6 +23,7 @@ from droppexd.catalog.keys import (
     CONTROLLERS,
     COPYING,
     DEGRADED,
+    DIGESTS,
     EXTENTS,
     GARBAGE,
     LARGE,
@@ -41,11 +42,13 @@ from droppexd.catalog.keys import (
     TERMS,
     TOKENS,
     TOTALS,
+    UPLOADS,
     VERSIONS,
     WORK,
     Placement,
     controller_key,
     degraded_key,
+    digest_key,
     end_of,
     extent_key,
     large_key,
@@ -56,6 +59,8 @@ from droppexd.catalog.keys import (
     placement_of,
     pool_key,
     session_key,
+    upload_key,
+    version_key,
     work_key,
 )
 from droppexd.catalog.records import (
@@ -75,11 +80,12 @@ from droppexd.catalog.records import (
     unpack_session,
     unpack_token,
     unpack_totals,
+    unpack_upload,
     unpack_version,
 )
 from droppexd.catalog.terms import unpack_terms
 from droppexd.errors import CatalogError, DroppexError
-from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId, normal_name
+from droppexd.model import MISSING, Extent, ExtentId, UploadRecord, Version, VersionId, normal_name
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -92,7 +98,7 @@ _SINGLE = frozenset(
 )
 _PREFIXES = (
     NAMES, VERSIONS, EXTENTS, LARGE, DEGRADED, GARBAGE, WORK, POOLS, CONTROLLERS, SESSIONS, OUTCOMES,
-    PLACEMENTS, MEMBERS, TOKENS
+    PLACEMENTS, MEMBERS, TOKENS, UPLOADS, DIGESTS
 )  # fmt: skip
 
 _MALFORMED = (
@@ -190,6 +196,7 @@ class _Check:
         self._check_members()
         self._check_sessions()
         self._check_versions()
+        self._check_uploads()
         self._check_names()
         self._check_extents()
         self._check_degraded()
@@ -345,7 +352,7 @@ class _Check:
                 continue
             self._report.records["versions"] += 1
             self._size += version.size
-            if not version.names:
+            if not version.names and self._value(upload_key(version.id)) is None:
                 self._report.add(f"version {version.id} has no name")
             if bool(version.size) != bool(version.extents):
                 self._report.add(
@@ -373,6 +380,29 @@ class _Check:
             self._report.add(
                 f"the index of large versions has {self._count(LARGE)} entries, and there are {large}"
             )
+
+    def _check_uploads(self) -> None:
+        """Uploads are versions without names, with a digest for each extent."""
+        digests = 0
+        for key, value in self._all(UPLOADS):
+            upload = self._decoded("upload", key, _upload, key, value)
+            if upload is None:
+                continue
+            self._report.records["uploads"] += 1
+            digests += upload.extents
+            found = self._value(version_key(upload.version))
+            version = (
+                None
+                if found is None
+                else self._decoded("version", key, _version, version_key(upload.version), found)
+            )
+            if version is None or version.names or len(version.extents) != upload.extents:
+                self._report.add(f"upload {_told(key)} is not what its version is")
+            for place in range(upload.extents):
+                if self._value(digest_key(upload.version, place)) is None:
+                    self._report.add(f"upload {_told(key)} has no digest of its extent {place}")
+        if self._count(DIGESTS) > digests:
+            self._report.add(f"there are {self._count(DIGESTS)} digests of uploads, and {digests} extents")
 
     def _check_names(self) -> None:
         for key, value in self._all(NAMES):
@@ -572,6 +602,10 @@ def _name(key: bytes) -> str:
     return name
 
 
+def _upload(key: bytes, value: bytes) -> UploadRecord:
+    return unpack_upload(VersionId(*parse_id(key)), value)
+
+
 def _version(key: bytes, value: bytes) -> Version:
     return _valid(Version, unpack_version(VersionId(*parse_id(key)), value))
 
@@ -589,7 +623,7 @@ def _told(key: bytes) -> str:
     prefix, rest = key[:2], key[2:]
     if prefix in (NAMES, CONTROLLERS):
         return repr(rest.decode(errors="backslashreplace"))
-    if prefix in (VERSIONS, EXTENTS, LARGE, GARBAGE, OUTCOMES) and len(rest) == 12:
+    if prefix in (VERSIONS, EXTENTS, LARGE, GARBAGE, OUTCOMES, UPLOADS) and len(rest) == 12:
         return str(ExtentId.from_bytes(rest))
     if prefix == POOLS:
         return str(int.from_bytes(rest))

@@ -13,6 +13,8 @@
 | `k/` name | a controller's permanent record |
 | `a/` public key | a member: whose key it is, or was |
 | `t/` public key | a join token |
+| `u/` version id | an upload that can be gone on with: a version without a name |
+| `h/` version id, place | the digest of an extent of an upload |
 | `s/` session | a session, open or closed |
 | `o/` operation id | the outcome of an operation, until its app's floor passes it |
 | `c/` placement | how many extents and single-extent files are placed so |
@@ -35,6 +37,8 @@ POOLS = b"p/"
 CONTROLLERS = b"k/"
 MEMBERS = b"a/"
 TOKENS = b"t/"
+UPLOADS = b"u/"
+DIGESTS = b"h/"
 SESSIONS = b"s/"
 OUTCOMES = b"o/"
 PLACEMENTS = b"c/"
@@ -81,6 +85,16 @@ def member_key(public: bytes) -> bytes:
 def token_key(public: bytes) -> bytes:
     """Return the key of a join token."""
     return TOKENS + public
+
+
+def upload_key(version: VersionId) -> bytes:
+    """Return the key of an upload."""
+    return UPLOADS + version.to_bytes()
+
+
+def digest_key(version: VersionId, place: int) -> bytes:
+    """Return the key of the digest of an upload's extent."""
+    return DIGESTS + version.to_bytes() + place.to_bytes(4)
 
 
 def version_key(version: VersionId) -> bytes:

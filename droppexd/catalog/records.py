@@ -20,6 +20,7 @@ from droppexd.model import (
     MemberRecord,
     PoolRecord,
     TokenRecord,
+    UploadRecord,
     Version,
     VersionId,
 )
@@ -255,6 +256,17 @@ def pack_token(token: TokenRecord) -> bytes:
 def unpack_token(public: bytes, value: bytes) -> TokenRecord:
     """Return the record of a join token."""
     return schema.unpack(TokenRecord, [public, *_read(value, "token")[1:]])
+
+
+def pack_upload(upload: UploadRecord) -> bytes:
+    """Return the value of an upload; its key is not repeated."""
+    packed: bytes = msgpack.packb([FORMAT, *schema.pack(upload)[1:]])
+    return packed
+
+
+def unpack_upload(version: VersionId, value: bytes) -> UploadRecord:
+    """Return the record of an upload."""
+    return schema.unpack(UploadRecord, [tuple(version), *_read(value, "upload")[1:]])
 
 
 def pack_fields(record: Sequence[Any]) -> bytes:

@@ -7,7 +7,16 @@ from droppexd.catalog.keys import Placement
 from droppexd.catalog.placements import Counts, survives_machines, survives_pools
 from droppexd.catalog.records import SessionRecord, Totals
 from droppexd.errors import SessionClosed
-from droppexd.model import MISSING, ControllerRecord, MemberRecord, Membership, PoolRecord, TokenRecord
+from droppexd.model import (
+    MISSING,
+    ControllerRecord,
+    MemberRecord,
+    Membership,
+    PoolRecord,
+    TokenRecord,
+    UploadRecord,
+    VersionId,
+)
 
 _MOST_REMEMBERED = 10_000
 
@@ -59,6 +68,7 @@ class State:
     """By public key, the revoked among them."""
     members_version: int = 0
     tokens: dict[bytes, TokenRecord] = field(default_factory=dict)
+    uploads: dict[VersionId, UploadRecord] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
     placements: dict[Placement, Counts] = field(default_factory=dict)
     out: frozenset[int] = frozenset()

@@ -627,6 +627,49 @@ def verify(
     command.finish(lambda session: verify_file(session, name, exact=exact))
 
 
+uploads = typer.Typer(
+    help="Puts of large files that were interrupted: list them, or give them up.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(uploads, name="uploads", invoke_without_command=True)
+
+
+@uploads.callback()
+def list_uploads(context: typer.Context, exact: BytesFlag = False, as_json: JsonFlag = False) -> None:
+    """List puts of large files that were interrupted, or are under way.
+
+    The same put goes on where it stopped. What nobody goes on with is given up after a week (`uploads_kept`).
+    """
+    if context.invoked_subcommand is not None:
+        return
+    command = _Command(context, as_json=as_json)
+
+    from droppexd.cli.client_uploads import list_uploads
+
+    command.finish(lambda session: list_uploads(session, exact=exact))
+
+
+@uploads.command("drop")
+def drop_uploads(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[UPLOAD]...", help="Uploads as `droppex uploads` lists them."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that are listed.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Give uploads up: what they have stored is cleared away. A put that is under way fails."""
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_uploads import drop_uploads
+
+    command.finish(lambda session: drop_uploads(session, names or [], everything=everything))
+
+
 orphans = typer.Typer(
     help="What pools hold of files that the catalogue never knew: list it, adopt it or drop it.",
     add_completion=False,

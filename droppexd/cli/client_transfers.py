@@ -1,7 +1,9 @@
 """`put`, `get` and `cat`: files between this machine and the cluster."""
 
+import platform
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import trio
@@ -189,6 +191,14 @@ class _Put:
             layout=self._options.layout,
             metadata=source.metadata,
             progress=self._transfer.advance,
+            origin=b"" if source.size is None else _origin_of(self._item.path),
+            on_resume=self._resumed,
+        )
+
+    def _resumed(self, size: int) -> None:
+        """Say that not all is sent again."""
+        self._output.note(
+            f"{self._item.label}: going on with an earlier put: {size_text(size)} are stored already"
         )
 
     async def _first_attempt(self, name: str, stream: BinaryIO) -> Receipt | None:
@@ -199,6 +209,11 @@ class _Put:
             return None
         digest = await trio.to_thread.run_sync(_digest_of, stream)
         return _receipt_of(described) if described.blake3 == digest else None
+
+
+def _origin_of(path: str) -> bytes:
+    """Return what tells this file of this machine from all others, so that its upload is found again."""
+    return blake3(f"{platform.node()}\0{Path(path).resolve()}".encode(errors="surrogateescape")).digest()
 
 
 def _may_work_again(error: DroppexError | OSError | None) -> bool:

@@ -11,7 +11,7 @@ import trio
 from droppexd.client.download import Download, Progress
 from droppexd.client.keeping import kept_alive
 from droppexd.client.orphans import OrphanListing, OrphanVersion, pools_of
-from droppexd.client.upload import Upload
+from droppexd.client.upload import Resumed, Upload
 from droppexd.errors import DroppexError, InvalidName, InvalidRequest
 from droppexd.model import (
     SMALL_SIZE,
@@ -21,6 +21,7 @@ from droppexd.model import (
     MemberRecord,
     Metadata,
     Receipt,
+    UploadRecord,
     VersionId,
     normal_name,
     normal_prefix,
@@ -65,6 +66,7 @@ from droppexd.wire.relayout_messages import Relayout, RelayoutTold
 from droppexd.wire.replication_messages import Promote, Promoted
 from droppexd.wire.rpc import Connections, Terms, open_connections
 from droppexd.wire.transport import Transport
+from droppexd.wire.upload_messages import DropUpload, ListUploads
 
 _CLOSE_S = 2.0
 ANSWER_S = 45.0
@@ -123,13 +125,35 @@ class Client:
         layout: Layout | None = None,
         metadata: Metadata = (),
         progress: Progress | None = None,
+        origin: bytes = b"",
+        on_resume: Resumed | None = None,
     ) -> Receipt:
         """Store what `source` holds, to its end, and return the receipt. Raise Conflict if the name exists.
 
         `source` is read in a worker thread; `progress` is told of bytes as they become durable.
+
+        With `origin`, up to 32 bytes that say where they come from, and `size`, a put of a large file that
+        was interrupted is gone on with by the next of the same name and origin. What is stored already is
+        read again and compared, and not sent; `on_resume` is told how much that is. `source` must be
+        seekable.
         """
-        upload = self._upload(name, condition, layout, metadata)
+        upload = self._upload(name, condition, layout, metadata, origin, on_resume)
         return await upload.put_file(source, size, progress)
+
+    async def uploads(self) -> AsyncGenerator[UploadRecord, None]:
+        """Yield the uploads that were interrupted, or are under way."""
+        after: VersionId | None = None
+        while True:
+            page = await self._ask(ListUploads(after=after))
+            for upload in page.uploads:
+                yield upload
+                after = upload.version
+            if not page.more or not page.uploads:
+                return
+
+    async def drop_upload(self, version: VersionId) -> None:
+        """Give an upload up, so that what it has stored is cleared away. Raise NotFound."""
+        await self._ask(DropUpload(version=version))
 
     async def put_bytes(
         self,
@@ -146,7 +170,15 @@ class Client:
             return await upload.put_bytes(data)
         return await upload.put_file(io.BytesIO(data), len(data), None)
 
-    def _upload(self, name: str, condition: Condition, layout: Layout | None, metadata: Metadata) -> Upload:
+    def _upload(
+        self,
+        name: str,
+        condition: Condition,
+        layout: Layout | None,
+        metadata: Metadata,
+        origin: bytes = b"",
+        on_resume: Resumed | None = None,
+    ) -> Upload:
         return Upload(
             self._connections,
             self._runtime,
@@ -155,6 +187,8 @@ class Client:
             condition=condition,
             layout=layout,
             metadata=metadata,
+            origin=origin,
+            on_resume=on_resume,
         )
 
     def open_read(

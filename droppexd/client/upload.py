@@ -2,6 +2,9 @@
 
 Half of the credit goes in one message, so that the app works on one while the next is made. The first
 messages are smaller: of a short file, too, the app gets the begin while the rest is read.
+
+A put that says where its bytes come from goes on with what an earlier one from there has left: its bytes are
+read and compared, and only what is behind them, or differs, is sent.
 """
 
 from collections import deque
@@ -13,9 +16,9 @@ from blake3 import blake3
 
 from droppexd.client.keeping import kept_alive
 from droppexd.client.together import chunks_together
-from droppexd.coding import chunk_checksum
-from droppexd.errors import DroppexError, IntegrityError, RemoteProtocolError
-from droppexd.model import SMALL_SIZE, Layout, Metadata, Receipt
+from droppexd.coding import chunk_checksum, extent_digest
+from droppexd.errors import DroppexError, IntegrityError, NotFound, RemoteProtocolError
+from droppexd.model import EXTENT_CHUNKS, SMALL_SIZE, Layout, Metadata, Receipt
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
     Condition,
@@ -28,6 +31,7 @@ from droppexd.wire.messages import (
     PutSmall,
 )
 from droppexd.wire.rpc import Connections, Pending
+from droppexd.wire.upload_messages import PutResume
 
 OPEN_S = 600.0
 """How long a put may wait for its turn at the app."""
@@ -36,6 +40,8 @@ CHUNK_S = 300.0
 _ABORT_S = 2.0
 
 Progress = Callable[[int], None]
+Resumed = Callable[[int], None]
+"""Is told how many bytes of a file are not sent again."""
 
 
 class Upload:
@@ -51,7 +57,11 @@ class Upload:
         condition: Condition,
         layout: Layout | None,
         metadata: Metadata,
+        origin: bytes = b"",
+        on_resume: Resumed | None = None,
     ) -> None:
+        self._origin = origin
+        self._on_resume = on_resume
         self._connections = connections
         self._runtime = runtime
         self._address = address
@@ -91,37 +101,60 @@ class Upload:
             size=size,
             layout=self._layout,
             metadata=self._metadata,
+            source=self._origin if size is not None else b"",
         )
         opened, _ = await self._connections.call(self._address, request, timeout_s=OPEN_S)
         keep = KeepStream(stream=opened.stream, put=True)
         try:
             async with kept_alive(self._connections, self._address, keep):
-                return await self._send(reader, head, opened, progress)
+                reader.unread(head)
+                first = await self._go_on(reader, opened, size or 0, progress) if opened.digests else 0
+                return await self._send(reader, first, opened, progress)
         except BaseException:
             await self._abort(opened.stream)
             raise
 
+    async def _go_on(self, reader: "_Reader", opened: PutOpened, size: int, progress: Progress | None) -> int:
+        """Pass over what an earlier put has left; return the number of the first chunk that is to be sent."""
+        extent_size = opened.chunk_size * EXTENT_CHUNKS
+        same = 0
+        for place, digest in enumerate(opened.digests):
+            if (place + 1) * extent_size >= size:
+                break  # Something must be left to be sent.
+            found = await self._runtime.run_blocking(reader.pass_extent, place, opened.chunk_size, digest)
+            if not found:
+                break
+            same += 1
+            if progress is not None:
+                progress(extent_size)
+        request = PutResume(stream=opened.stream, keep=same)
+        try:
+            await self._connections.call(self._address, request, timeout_s=OPEN_S)
+        except NotFound:  # It was given up just now.
+            if progress is not None:
+                progress(-same * extent_size)
+            await self._runtime.run_blocking(reader.begin_anew)
+            return 0
+        if same and self._on_resume is not None:
+            self._on_resume(same * extent_size)
+        return same * EXTENT_CHUNKS
+
     async def _send(
-        self,
-        reader: "_Reader",
-        head: bytes,
-        opened: PutOpened,
-        progress: Progress | None,
+        self, reader: "_Reader", first: int, opened: PutOpened, progress: Progress | None
     ) -> Receipt:
         run_blocking = self._runtime.run_blocking
         pending: deque[tuple[int, int, Pending[PutProgress]]] = deque()
         credit, chunk_size = opened.credit, opened.chunk_size
-        sequence = unanswered = 0
-        reader.unread(head)
+        sequence, unanswered = first, 0
         ready = await run_blocking(
-            reader.read_chunks, chunks_together(sequence, opened.together, credit), chunk_size
+            reader.read_chunks, chunks_together(sequence - first, opened.together, credit), chunk_size
         )
         receipt: Receipt | None = None
         while ready or pending:
-            count = min(len(ready), chunks_together(sequence, opened.together, credit))
+            count = min(len(ready), chunks_together(sequence - first, opened.together, credit))
             if count and unanswered + count <= max(1, credit):
                 chunks, ready = ready[:count], ready[count:]
-                ahead = chunks_together(sequence + count, opened.together, credit)
+                ahead = chunks_together(sequence - first + count, opened.together, credit)
                 checksums, more = await run_blocking(
                     reader.hash_and_read, sequence, chunks, ahead - len(ready), chunk_size
                 )
@@ -161,6 +194,7 @@ class _Reader:
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
+        self._start = source.tell() if source.seekable() else 0
         self._hash = blake3()
         self._held = b""
         self._ended = False
@@ -182,6 +216,30 @@ class _Reader:
     def unread(self, data: bytes) -> None:
         """Let the next chunk begin with these bytes."""
         self._held = data
+
+    def pass_extent(self, place: int, chunk_size: int, digest: bytes) -> bool:
+        """Read the next extent; go on behind it if it has this digest, and else return to its begin."""
+        hasher = self._hash.copy()
+        checksums = []
+        for number in range(place * EXTENT_CHUNKS, (place + 1) * EXTENT_CHUNKS):
+            chunks = self.read_chunks(1, chunk_size)
+            for chunk in chunks:
+                hasher.update(chunk)
+                checksums.append(chunk_checksum(number, chunk))
+        if extent_digest(checksums) == digest:
+            self._hash = hasher
+            return True
+        self._return_to(place * EXTENT_CHUNKS * chunk_size)
+        return False
+
+    def begin_anew(self) -> None:
+        """Return to the begin of the source."""
+        self._hash = blake3()
+        self._return_to(0)
+
+    def _return_to(self, offset: int) -> None:
+        self._source.seek(self._start + offset)
+        self._held, self._ended = b"", False
 
     def read_chunks(self, count: int, chunk_size: int) -> list[bytes]:
         """Return the next chunks, `count` or as many as are left; only the last of all may be short."""

@@ -4,6 +4,7 @@ from droppexd.coding.chunks import (
     EncodedChunk,
     chunk_checksum,
     encode_chunk,
+    extent_digest,
     piece_checksum,
     rebuild_pieces,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "best_kernel",
     "chunk_checksum",
     "encode_chunk",
+    "extent_digest",
     "parity_matrix",
     "piece_checksum",
     "rebuild_matrix",

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from blake3 import blake3
 from xxhash import xxh3_128, xxh3_128_digest
 
 from droppexd.coding.code import parity_matrix, rebuild_matrix
@@ -54,6 +55,14 @@ def chunk_checksum(number: int, data: Buffer) -> bytes:
     It is the canonical xxh3-128 of the chunk; the seed is its number in the file, from 0.
     """
     return xxh3_128_digest(data, seed=number)
+
+
+def extent_digest(checksums: Sequence[bytes]) -> bytes:
+    """Return the 32 bytes by which a source is compared with an extent that was stored before.
+
+    It is the BLAKE3 of the chunk checksums (`chunk_checksum`) of the extent, one after another.
+    """
+    return blake3(b"".join(checksums)).digest()
 
 
 def piece_checksum(extent: ExtentId, layout: Layout, shard: int, chunk: int, piece: Buffer) -> bytes:

@@ -6,7 +6,7 @@ it forgets is one that its client repeats.
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -17,20 +17,33 @@ from blake3 import blake3
 from droppexd.background import stopping_in_order
 from droppexd.errors import (
     Conflict,
+    DroppexError,
     IntegrityError,
     InvalidRequest,
     NotFound,
     PeerBusy,
     RemoteProtocolError,
 )
-from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, Version, normal_name, normal_prefix
+from droppexd.model import (
+    CHUNK_SIZE,
+    EXTENT_CHUNKS,
+    SMALL_SIZE,
+    Layout,
+    Receipt,
+    UploadRecord,
+    Version,
+    VersionId,
+    normal_name,
+    normal_prefix,
+)
 from droppexd.roles.admission import Admission
 from droppexd.roles.app_controllers import ControllerList
 from droppexd.roles.app_download import Download, Reader
 from droppexd.roles.app_orphans import Orphans
+from droppexd.roles.app_recording import Recording
 from droppexd.roles.app_relayout import Relayouts
 from droppexd.roles.app_reporter import Reporter
-from droppexd.roles.app_session import Registration
+from droppexd.roles.app_session import Ids, Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
 from droppexd.roles.app_verify import Verifier
 from droppexd.roles.budget import Budget, Lease
@@ -79,6 +92,7 @@ from droppexd.wire.pool_messages import DrainPool, RemovePool
 from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Connections, Limits, Service, Terms, open_connections, serve
 from droppexd.wire.transport import Frame, Peer, Transport
+from droppexd.wire.upload_messages import DropUpload, FindUpload, ListUploads, PutResume, UploadFound
 
 log = logging.getLogger("droppex.app")
 
@@ -119,6 +133,8 @@ class _Stream(Generic[S]):
         self.heard = heard
         self.active = 0
         self.arrived = 0
+        self.earlier: UploadRecord | None = None
+        """What an interrupted put of the same file left, until its client says how much of that it keeps."""
         self.resources = ExitStack()
         self._newest_answered = -1
 
@@ -254,6 +270,7 @@ class _App:
                 PutSmall: self.put_small,
                 PutOpen: self.put_open,
                 PutChunk: self.put_chunk,
+                PutResume: self.put_resume,
                 PutAbort: self.put_abort,
                 KeepStream: self.keep_stream,
                 GetOpen: self.get_open,
@@ -272,6 +289,8 @@ class _App:
                 DrainPool: self.pass_on,
                 RemovePool: self.pass_on,
                 DropOrphans: self.pass_on,
+                ListUploads: self.pass_on,
+                DropUpload: self.pass_on,
                 RemoveController: self.pass_on,
                 ListControllers: self._controllers.list_controllers,
                 Promote: self._controllers.promote,
@@ -336,12 +355,16 @@ class _App:
             size=request.size,
         )
         await self._check_condition(wanted)
+        earlier = await self._earlier_upload(wanted.name, request)
         with ExitStack() as undo:
             ids = undo.enter_context(self._registration.session.work())
             upload = Upload(self._outlets, wanted, ids)
+            if self._resumable(request):
+                upload.record(self._recording(upload.version, wanted.name, request, ids))
             lease = await self._budget.lease()
             undo.callback(lease.release)
             stream = _Stream(call.peer, upload, lease, self._runtime.clock.now())
+            stream.earlier = earlier.upload
             number = self._puts.add(stream)
             stream.resources = undo.pop_all()
         return PutOpened(
@@ -349,7 +372,45 @@ class _App:
             credit=lease.units,
             chunk_size=self._settings.chunk_size,
             together=MOST_TOGETHER,
+            digests=earlier.digests,
         )
+
+    def _resumable(self, request: PutOpen) -> bool:
+        """Whether the file has more than one extent, and its client would know it again."""
+        return bool(request.source) and (request.size or 0) > self._settings.chunk_size * EXTENT_CHUNKS
+
+    async def _earlier_upload(self, name: str, request: PutOpen) -> UploadFound:
+        """Return what an interrupted put from the same source left, cut as this app cuts."""
+        if not self._resumable(request):
+            return UploadFound()
+        found = await self._master.call(FindUpload(name=name, source=request.source), timeout_s=FAILOVER_S)
+        usable = found.upload is not None and found.upload.chunk_size == self._settings.chunk_size
+        return found if usable else UploadFound()
+
+    def _recording(self, version: VersionId, name: str, request: PutOpen, ids: Ids) -> Recording:
+        upload = UploadRecord(
+            version=version,
+            name=name,
+            source=request.source,
+            size=request.size or 0,
+            chunk_size=self._settings.chunk_size,
+            holder=ids.operation(),
+        )
+        return Recording(self._master, ids, upload)
+
+    async def put_resume(self, call: Call, request: PutResume, _body: Sequence[Frame]) -> Answer:
+        """Go on with the first extents of an earlier put, or without any."""
+        stream: Any = self._puts.get(request.stream, call.peer)
+        earlier, stream.earlier = stream.earlier, None
+        if earlier is None or stream.arrived or request.keep > earlier.extents:
+            raise RemoteProtocolError(f"there are no {request.keep} extents to go on with")
+        if request.keep:
+            stream.arrived = await stream.work.go_on(earlier, request.keep)
+        else:  # The source has changed: nobody will go on with that.
+            with suppress(DroppexError):
+                await self._master.call(DropUpload(version=earlier.version), timeout_s=FAILOVER_S)
+        stream.heard = self._runtime.clock.now()
+        return Done()
 
     async def _check_condition(self, wanted: Wanted) -> None:
         """Refuse early what the commit would refuse: it decides, but only after all bytes were sent."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import trio
 
-from droppexd.coding import EncodedChunk, chunk_checksum, encode_chunk
+from droppexd.coding import EncodedChunk, chunk_checksum, encode_chunk, extent_digest
 from droppexd.errors import (
     DroppexError,
     IntegrityError,
@@ -34,10 +34,12 @@ from droppexd.model import (
     Layout,
     Metadata,
     Receipt,
+    UploadRecord,
     Version,
     VersionId,
 )
 from droppexd.placement import small_layout, writable_layout
+from droppexd.roles.app_recording import Recording
 from droppexd.roles.app_session import Ids, MapView, Registration
 from droppexd.roles.master import MasterLink
 from droppexd.roles.ordered import Turns
@@ -47,13 +49,16 @@ from droppexd.wire.messages import (
     MOST_TOGETHER,
     AbortShard,
     Commit,
+    Committed,
     Condition,
     KeepShard,
     PieceWritten,
+    Request,
     WritePiece,
 )
 from droppexd.wire.rpc import Connections, Pending, all_settled
 from droppexd.wire.transport import Frame
+from droppexd.wire.upload_messages import CommitUpload
 
 log = logging.getLogger("droppex.app")
 
@@ -134,6 +139,8 @@ class _ExtentUpload:
         self.size = 0
         self.chunks = 0
         self.opened = trio.Event()
+        self.checksums: list[bytes] = []
+        """Of the chunks, while the extent is to be noted with the master."""
 
     @property
     def alive(self) -> list[_Target]:
@@ -162,6 +169,9 @@ class Upload:
         self._ids = ids
         self._version = version or ids.version()
         self._place = place
+        self._kept: tuple[ExtentId, ...] = ()
+        """The extents of an earlier attempt that it goes on with."""
+        self._recording: Recording | None = None
         self._size = 0
         self._extents: list[_ExtentUpload] = []
         self._turns = Turns()
@@ -173,6 +183,30 @@ class Upload:
         self._slow = False
         self._layout = self._choose_layout()
         self._avoid: set[int] = set()  # Pools that failed this upload; membership only, never iterated.
+
+    def record(self, recording: Recording) -> None:
+        """Note extents with the master as they become durable."""
+        self._recording = recording
+
+    @property
+    def version(self) -> VersionId:
+        """What the extents belong to."""
+        return self._version
+
+    async def go_on(self, upload: UploadRecord, keep: int) -> int:
+        """Begin with the first extents of an earlier attempt; return the number of the first chunk to send.
+
+        Raise NotFound when it was given up meanwhile.
+        """
+        assert self._recording is not None
+        version, extents = await self._recording.take(upload, keep)
+        self._version = version.id
+        self._kept = version.extents
+        self._size = sum(extent.size for extent in extents)
+        self._place = len(extents)
+        first = keep * EXTENT_CHUNKS
+        self._turns = Turns(first)
+        return first
 
     def _choose_layout(self) -> Layout:
         wanted = self._wanted
@@ -263,6 +297,11 @@ class Upload:
         size = sum(map(len, arrived.chunks))
         extent.chunks += len(arrived.chunks)
         extent.size += size
+        if self._recording is not None:
+            told = arrived.checksums
+            if told is None:
+                told = await self._outlets.runtime.run_blocking(_checksums, arrived)
+            extent.checksums.extend(told)
         self._size += size
         if size <= _INLINE_SIZE:
             encoded = _verify_and_encode(extent, first, arrived)
@@ -274,13 +313,13 @@ class Upload:
             await extent.opened.wait()
             self._turns.check()
         now = self._outlets.runtime.clock.now()
-        sent = _Sent(first, encoded, now, last=last or extent.chunks == EXTENT_CHUNKS)
+        sent = _Sent(first, encoded, now, last=last or extent.chunks == EXTENT_CHUNKS, ends=last)
         for target in extent.alive:
             self._send_pieces(extent, target, sent)
         return sent
 
     def _new_extent(self) -> _ExtentUpload:
-        if len(self._extents) == MAX_EXTENTS:
+        if self._place + len(self._extents) == MAX_EXTENTS:
             raise InvalidRequest("the file is too large: at most 4 TiB are allowed")
         self._view = self._outlets.registration.view
         extent_id = self._ids.extent()
@@ -391,6 +430,9 @@ class Upload:
                 f"their shard; at least {extent.layout.least} are needed for a write that survives a loss",
                 [f"shard {t.index}: {t.failure}" for t in extent.targets if t.pool == MISSING],
             )
+        if self._recording is not None and extent.chunks == EXTENT_CHUNKS and sent.last and not sent.ends:
+            digest = extent_digest(extent.checksums)
+            await self._recording.add(extent.place, extent.record(self._outlets.chunk_size), digest)
 
     async def _await_answers(self, extent: _ExtentUpload, sent: "_Sent") -> None:
         await all_settled(list(sent.pending.values()), _LOOK_S)
@@ -451,24 +493,41 @@ class Upload:
         announced, Conflict when the condition does not hold.
         """
         extents = await self.records()
-        runtime = self._outlets.runtime
-        request = Commit(
-            operation=self._ids.operation(),
-            name=self._wanted.name,
-            condition=self._wanted.condition,
-            version=Version(
-                id=self._version,
-                size=self._size,
-                blake3=blake3,
-                extents=tuple(extent.id for extent in extents),
-                created_ms=runtime.clock.wall_ms(),
-                metadata=self._wanted.metadata,
-            ),
-            extents=extents,
-            note=self._note,
+        version = Version(
+            id=self._version,
+            size=self._size,
+            blake3=blake3,
+            extents=(*self._kept, *(extent.id for extent in extents)),
+            created_ms=self._outlets.runtime.clock.wall_ms(),
+            metadata=self._wanted.metadata,
         )
+        if self._recording is not None:
+            await self._recording.settle()
+        request = self._commit(version, extents)
         committed = await self._outlets.master.call(request, timeout_s=COMMIT_S)
         return committed.receipt
+
+    def _commit(self, version: Version, extents: tuple[Extent, ...]) -> Request[Committed]:
+        wanted, recording = self._wanted, self._recording
+        operation = self._ids.operation()
+        if recording is None or not recording.count:
+            return Commit(
+                operation=operation,
+                name=wanted.name,
+                condition=wanted.condition,
+                version=version,
+                extents=extents,
+                note=self._note,
+            )
+        return CommitUpload(
+            operation=operation,
+            holder=recording.holder,
+            name=wanted.name,
+            condition=wanted.condition,
+            version=version,
+            rest=extents[recording.count - len(self._kept) :],
+            note=self._note,
+        )
 
     async def records(self) -> tuple[Extent, ...]:
         """Return the records of what was sent, once all of it is durable.
@@ -494,7 +553,8 @@ class Upload:
         """
         self._turns.break_off(PeerError("the upload was aborted"))
         with trio.CancelScope(shield=True):
-            await self._tell_pools(AbortShard, self._extents[-_MOST_ABORTED:])
+            noted = self._recording.count - len(self._kept) if self._recording is not None else 0
+            await self._tell_pools(AbortShard, self._extents[noted:][-_MOST_ABORTED:])
 
     async def _tell_pools(
         self, kind: type[KeepShard] | type[AbortShard], extents: Sequence[_ExtentUpload]
@@ -512,6 +572,10 @@ class Upload:
             await self._outlets.connections.call(address, request, timeout_s=TELL_S)
         except DroppexError as error:
             log.debug("a pool was not told of a shard: %s", error)
+
+
+def _checksums(arrived: "_Arrived") -> list[bytes]:
+    return [chunk_checksum(number, data) for number, data in enumerate(arrived.chunks, arrived.sequence)]
 
 
 class _Arrived(NamedTuple):
@@ -538,9 +602,13 @@ def _verify_and_encode(extent: _ExtentUpload, first: int, arrived: _Arrived) -> 
 class _Sent:
     """Consecutive chunks of an extent on their way to the pools, in one message to each."""
 
-    __slots__ = ("at", "chunk", "encoded", "last", "pending", "progress_at")
+    __slots__ = ("at", "chunk", "encoded", "ends", "last", "pending", "progress_at")
 
-    def __init__(self, chunk: int, encoded: Sequence[EncodedChunk], at: float, *, last: bool) -> None:
+    def __init__(
+        self, chunk: int, encoded: Sequence[EncodedChunk], at: float, *, last: bool, ends: bool
+    ) -> None:
+        self.ends = ends
+        """Whether the file ends here, and not only the extent."""
         self.chunk = chunk
         self.encoded = encoded
         self.at = at

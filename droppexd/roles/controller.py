@@ -37,6 +37,7 @@ from droppexd.roles.controller_orphans import OrphanRulings
 from droppexd.roles.controller_peers import Peers, Publish
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_restored import RestoreWatch
+from droppexd.roles.controller_uploads import UploadDesk
 from droppexd.roles.controller_views import describe, warnings
 from droppexd.runtime import Runtime
 from droppexd.wire.group_messages import JoinController, ListControllers, RemoveController
@@ -95,6 +96,14 @@ from droppexd.wire.rpc import (
     serve,
 )
 from droppexd.wire.transport import Frame, Listener, Transport
+from droppexd.wire.upload_messages import (
+    CommitUpload,
+    DropUpload,
+    ExtendUpload,
+    FindUpload,
+    ListUploads,
+    TakeUpload,
+)
 
 log = logging.getLogger("droppex.controller")
 
@@ -120,12 +129,16 @@ KINDS: tuple[type[Request[Any]], ...] = (
     Announce,
     CloseSession,
     Commit,
+    CommitUpload,
     ConfirmDropped,
     Describe,
     DrainPool,
     DropOrphans,
+    DropUpload,
     Enroll,
+    ExtendUpload,
     Find,
+    FindUpload,
     GetStatus,
     Heartbeat,
     JoinController,
@@ -133,6 +146,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     List,
     ListControllers,
     ListGarbage,
+    ListUploads,
     Lookup,
     MakeToken,
     OpenSession,
@@ -147,6 +161,7 @@ KINDS: tuple[type[Request[Any]], ...] = (
     RevokeMember,
     ShardsStored,
     SwapExtent,
+    TakeUpload,
     TakeWork,
 )
 """What the master answers, and a standby with NotMaster."""
@@ -171,6 +186,8 @@ class ControllerSettings:
     """A pool that was down for so long is out: its shards count as missing and are rebuilt."""
     session_lease_s: float = 60.0
     delete_grace_s: float = 60.0
+    uploads_kept_s: float = 7 * 86400.0
+    """For so long an interrupted upload can be gone on with."""
     housekeeping_s: float = 5.0
     """Between two looks for expired sessions, floors to write down and outcomes to forget."""
 
@@ -213,6 +230,7 @@ class _Controller:
         )
         self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
         self.care.pools_changed()
+        self._uploads = UploadDesk(catalogue, runtime.clock, settings.uploads_kept_s, self._check_term)
         self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
         self.restore = RestoreWatch(catalogue, self._pools, connections, settings.replace_after_s)
         self.peers = Peers(
@@ -260,6 +278,7 @@ class _Controller:
                 GetStatus: self.get_status,
                 **self.care.handlers(),
                 **self._orphans.handlers(),
+                **self._uploads.handlers(),
                 **self.peers.handlers(),
                 **self.members.handlers(),
             },
@@ -541,6 +560,7 @@ class _Controller:
                 await self._end_session(number, "expired")
             await self._catalogue.save_floors()
             await self._catalogue.forget_outcomes()
+            await self._uploads.expire()
 
 
 def why_it_ended(error: Exception) -> NotMaster | CatalogError | None:

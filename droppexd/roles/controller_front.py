@@ -49,6 +49,7 @@ from droppexd.wire.relayout_messages import SwapExtent
 from droppexd.wire.replication_messages import Promote
 from droppexd.wire.rpc import Answer, Call, Handler, QuickHandler, Respond, Service, Terms
 from droppexd.wire.transport import Frame
+from droppexd.wire.upload_messages import CommitUpload
 
 log = logging.getLogger("droppex.controller")
 
@@ -58,7 +59,7 @@ token may ask for nothing but to join."""
 
 _MAX_TEXT = 400
 
-_CHANGES = (Commit, Remove, Rename, SwapExtent, Adopt, ReplacePool, RemovePool)
+_CHANGES = (Commit, CommitUpload, Remove, Rename, SwapExtent, Adopt, ReplacePool, RemovePool)
 """What changes names or what they stand for, or gives a pool up: what is told of these outlasts the loss of a
 controller's disk."""
 

@@ -4,10 +4,10 @@ import trio
 
 
 class Turns:
-    """Numbers from 0; each waits for the one before to be passed on."""
+    """Numbers from 0, or from another; each waits for the one before to be passed on."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, first: int = 0) -> None:
+        self._next = first
         self._waiting: dict[int, trio.Event] = {}
         self._broken: BaseException | None = None
 

@@ -17,6 +17,7 @@ from droppexd.wire import (
     pool_messages,
     relayout_messages,
     replication_messages,
+    upload_messages,
 )
 from droppexd.wire.messages import KINDS, PROTOCOL_VERSION, Message
 from droppexd.wire.transport import MAX_HEADER_BYTES, Frame
@@ -24,7 +25,14 @@ from droppexd.wire.transport import MAX_HEADER_BYTES, Frame
 _pack = msgpack.Packer(use_bin_type=True).pack
 """One for all messages: to make one takes longer than to pack most headers."""
 
-MODULES = (group_messages, member_messages, pool_messages, relayout_messages, replication_messages)
+MODULES = (
+    group_messages,
+    member_messages,
+    pool_messages,
+    relayout_messages,
+    replication_messages,
+    upload_messages,
+)
 """Where kinds of messages stand that are not in `messages`: who decodes knows all of them."""
 
 HEADER_ITEMS = 6

@@ -215,23 +215,32 @@ class PutSmall(Request[Stored]):
 
 @message(13)
 class PutOpened(Reply):
-    """A put has begun: send chunks of `chunk_size`, at most `credit` unanswered and `together` a message."""
+    """A put has begun: send chunks of `chunk_size`, at most `credit` unanswered and `together` a message.
+
+    With `digests` an earlier put from the same source was interrupted, and these are of the extents that it
+    left (`coding.extent_digest`): PutResume must say how many of them are those of the source still.
+    """
 
     stream: StreamId
     credit: Credit
     chunk_size: Annotated[int, Bounds(1, CHUNK_SIZE)]
     together: Together = 1
+    digests: Annotated[tuple[Digest, ...], Bounds(0, MAX_EXTENTS)] = ()
 
 
 @message(12, reply=PutOpened, callers=_CLIENT)
 class PutOpen(Request[PutOpened]):
-    """Begin to store a file, of `size` bytes when that is known."""
+    """Begin to store a file, of `size` bytes when that is known.
+
+    With `source` it can be gone on with by a put from the same source, should it be interrupted.
+    """
 
     name: FileName
     condition: Condition
     size: int | None = None
     layout: Layout | None = None
     metadata: Metadata = ()
+    source: Annotated[bytes, Bounds(0, 32)] = b""
 
 
 @message(15)
