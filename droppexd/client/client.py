@@ -26,7 +26,13 @@ from droppexd.model import (
     normal_prefix,
 )
 from droppexd.runtime import Runtime
-from droppexd.wire.group_messages import ControllersListed, ListControllers, RemoveController
+from droppexd.wire.group_messages import (
+    ControllersListed,
+    ExaminePeers,
+    ListControllers,
+    PeersExamined,
+    RemoveController,
+)
 from droppexd.wire.member_messages import ListMembers, RevokeMember
 from droppexd.wire.messages import (
     ABSENT,
@@ -49,6 +55,8 @@ from droppexd.wire.messages import (
     ListFindings,
     Orphan,
     OrphanExtent,
+    Ping,
+    Pong,
     PoolReplaced,
     PoolScrub,
     R,
@@ -291,6 +299,14 @@ class Client:
     async def controllers(self) -> ControllersListed:
         """Return which controllers there are, and how each of them is."""
         return await self._ask(ListControllers())
+
+    async def ping(self, *, timeout_s: float) -> Pong:
+        """Return what the app says of itself."""
+        return await self._ask(Ping(), timeout_s=timeout_s)
+
+    async def examine_peers(self, *, timeout_s: float) -> PeersExamined:
+        """Return what the app finds when it asks all controllers, apps and pools who they are."""
+        return await self._ask(ExaminePeers(), timeout_s=timeout_s)
 
     async def remove_controller(self, name: str, *, force: bool = False) -> None:
         """Forget a controller that is gone for good.

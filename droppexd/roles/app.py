@@ -23,20 +23,31 @@ from droppexd.errors import (
     PeerBusy,
     RemoteProtocolError,
 )
-from droppexd.model import CHUNK_SIZE, SMALL_SIZE, Layout, Receipt, Version, normal_name, normal_prefix
+from droppexd.model import (
+    CHUNK_SIZE,
+    SMALL_SIZE,
+    Layout,
+    Receipt,
+    Role,
+    Version,
+    normal_name,
+    normal_prefix,
+)
 from droppexd.roles.admission import Admission
 from droppexd.roles.app_controllers import ControllerList
 from droppexd.roles.app_download import Download, Reader
+from droppexd.roles.app_examine import Examiner
 from droppexd.roles.app_orphans import Orphans
 from droppexd.roles.app_reporter import Reporter
 from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
 from droppexd.roles.app_verify import Verifier
 from droppexd.roles.budget import Budget, Lease
+from droppexd.roles.examining import pong
 from droppexd.roles.master import FAILOVER_S, Finding, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
-from droppexd.wire.group_messages import ListControllers, RemoveController, TellMaster
+from droppexd.wire.group_messages import ExaminePeers, ListControllers, RemoveController, TellMaster
 from droppexd.wire.keys import AllowList
 from droppexd.wire.member_messages import ListMembers, RevokeMember
 from droppexd.wire.messages import (
@@ -58,7 +69,6 @@ from droppexd.wire.messages import (
     ListFindings,
     Lookup,
     Ping,
-    Pong,
     PutAbort,
     PutChunk,
     PutOpen,
@@ -208,8 +218,10 @@ class _App:
         settings: AppSettings,
         terms: Terms,
         admission: Admission,
+        examiner: Examiner,
     ) -> None:
         self._admission = admission
+        self._examiner = examiner
         self._settings = settings
         self._runtime = runtime
         self._terms = terms
@@ -272,6 +284,7 @@ class _App:
                 DropOrphans: self.pass_on,
                 RemoveController: self.pass_on,
                 ListControllers: self._controllers.list_controllers,
+                ExaminePeers: self._examiner.examine_peers,
                 Promote: self._controllers.promote,
                 TellMaster: self.tell_master,
                 **self._orphans.handlers(),
@@ -284,7 +297,7 @@ class _App:
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
         """Say who this is."""
-        return Pong(role="app", name=self._settings.name, boot_id=self._boot_id)
+        return pong(Role.APP, self._settings.name, self._boot_id, self._runtime.clock)
 
     # -- files in ------------------------------------------------------------------------------
 
@@ -570,7 +583,8 @@ async def serve_app(
         master = MasterLink(connections, controllers, runtime, look)
         registration = Registration(master, runtime)
         admission = Admission(allowed or AllowList(), partial(master.call, timeout_s=_ADMISSION_S))
-        app = _App(connections, registration, master, runtime, settings, terms, admission)
+        examiner = Examiner(transport, registration, master, runtime.clock)
+        app = _App(connections, registration, master, runtime, settings, terms, admission, examiner)
         async with trio.open_nursery() as helpers:
             with serving:
                 async with trio.open_nursery() as front:

@@ -11,8 +11,9 @@ import trio
 from droppexd.background import stopping_in_order
 from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
-from droppexd.model import MAX_TROUBLE
+from droppexd.model import MAX_TROUBLE, Role
 from droppexd.roles.admission import Admission, Keep
+from droppexd.roles.examining import pong
 from droppexd.roles.master import Finding, MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_journal import JournalFolder, PoolJournal
@@ -46,7 +47,6 @@ from droppexd.wire.messages import (
     Piece,
     PieceWritten,
     Ping,
-    Pong,
     ReadPiece,
     StartScrub,
     Welcomed,
@@ -171,7 +171,8 @@ class _Pool:
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
         """Say who this is."""
-        return Pong(role="pool", name=self._settings.name, boot_id=self._boot_id, term=self._terms.current)
+        clock = self._runtime.clock
+        return pong(Role.POOL, self._settings.name, self._boot_id, clock, self._terms.current)
 
     def admit_piece(self, _peer: Peer, request: WritePiece, body: Sequence[Frame]) -> object:
         """Number the pieces of a shard in the order in which they arrive."""
