@@ -21,15 +21,18 @@ from droppexd.model import (
     MemberRecord,
     Metadata,
     Receipt,
+    Role,
     VersionId,
     normal_name,
     normal_prefix,
 )
 from droppexd.runtime import Runtime
+from droppexd.wire.examining import Acquaintance, examine_peers
 from droppexd.wire.group_messages import (
     ControllersListed,
     ExaminePeers,
     ListControllers,
+    PeerReport,
     PeersExamined,
     RemoveController,
 )
@@ -55,8 +58,6 @@ from droppexd.wire.messages import (
     ListFindings,
     Orphan,
     OrphanExtent,
-    Ping,
-    Pong,
     PoolReplaced,
     PoolScrub,
     R,
@@ -300,9 +301,11 @@ class Client:
         """Return which controllers there are, and how each of them is."""
         return await self._ask(ListControllers())
 
-    async def ping(self, *, timeout_s: float) -> Pong:
-        """Return what the app says of itself."""
-        return await self._ask(Ping(), timeout_s=timeout_s)
+    async def examine_app(self) -> PeerReport:
+        """Return what comes of asking the app who it is; a failure is a part of it."""
+        app = Acquaintance(Role.APP, "", self._address)
+        (report,) = await examine_peers(self._connections, self._runtime.clock, [app])
+        return report
 
     async def examine_peers(self, *, timeout_s: float) -> PeersExamined:
         """Return what the app finds when it asks all controllers, apps and pools who they are."""

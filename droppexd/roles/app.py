@@ -43,10 +43,10 @@ from droppexd.roles.app_session import Registration
 from droppexd.roles.app_upload import Outlets, Upload, Wanted
 from droppexd.roles.app_verify import Verifier
 from droppexd.roles.budget import Budget, Lease
-from droppexd.roles.examining import pong
 from droppexd.roles.master import FAILOVER_S, Finding, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
+from droppexd.wire.examining import pong
 from droppexd.wire.group_messages import ExaminePeers, ListControllers, RemoveController, TellMaster
 from droppexd.wire.keys import AllowList
 from droppexd.wire.member_messages import ListMembers, RevokeMember

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from droppexd.errors import DroppexError, PeerError
 from droppexd.model import Membership, Role
 from droppexd.roles.app_session import Registration
-from droppexd.roles.examining import Acquaintance, examine_peers
 from droppexd.roles.master import NOWHERE, MasterLink
 from droppexd.runtime import Clock
+from droppexd.wire.examining import Acquaintance, examine_peers
 from droppexd.wire.group_messages import ExaminePeers, PeersExamined
 from droppexd.wire.messages import GetStatus
 from droppexd.wire.rpc import Answer, Call, Terms, open_connections

@@ -22,8 +22,8 @@ from droppexd.errors import (
 )
 from droppexd.model import ControllerInfo, ControllerRole, Role, normal_prefix
 from droppexd.roles.admission import page_of
-from droppexd.roles.examining import pong
 from droppexd.runtime import Clock
+from droppexd.wire.examining import pong
 from droppexd.wire.group_messages import (
     ControllerState,
     DescribeController,

@@ -13,7 +13,6 @@ from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
 from droppexd.model import MAX_TROUBLE, Role
 from droppexd.roles.admission import Admission, Keep
-from droppexd.roles.examining import pong
 from droppexd.roles.master import Finding, MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
 from droppexd.roles.pool_journal import JournalFolder, PoolJournal
@@ -32,6 +31,7 @@ from droppexd.roles.pool_writer import (
 from droppexd.roles.throttle import Throttle
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore
+from droppexd.wire.examining import pong
 from droppexd.wire.group_messages import TellMaster
 from droppexd.wire.keys import AllowList
 from droppexd.wire.messages import (

@@ -6,7 +6,7 @@ import trio
 
 from droppexd import __version__
 from droppexd.model import Role
-from droppexd.roles.examining import ASK_S, Acquaintance, examine_peers, pong
+from droppexd.wire.examining import ASK_S, Acquaintance, examine_peers, pong
 from droppexd.wire.messages import Ping, Pong
 
 
