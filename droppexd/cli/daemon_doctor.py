@@ -11,8 +11,8 @@ import trio
 
 from droppexd.cli.daemon_join import CONFIG_FILE, config_folder
 from droppexd.cli.doctor_report import report, silence_logs
-from droppexd.cli.exits import ExitCode
-from droppexd.cli.render import Output
+from droppexd.cli.exits import ExitCode, ReaderGone
+from droppexd.cli.render import Output, discard_stdout
 from droppexd.coding.kernels import best_kernel
 from droppexd.config import Config
 from droppexd.doctor.around import Asked, ask_around, look_at_folders
@@ -52,16 +52,27 @@ def examine_machine(flags: dict[str, object], file: Path | None, output: Output)
     verdicts, config = check_config(flags, file)
     verdicts += check_machine(config)
     if config is None:
-        return report(output, verdicts)
-    verdicts_of_keys, keys = check_key_files(config)
-    verdicts += verdicts_of_keys
+        return _tell(output, verdicts)
+    said_of_keys, keys = check_key_files(config)
+    verdicts += said_of_keys
     received, found = trio.run(partial(_until_signal, config, keys))
     if received:
         return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.TERMINATED
     asked, folders = found
     for role, folder in folders.items():
         verdicts += judge_folder(role, folder, _reserve(config, folder))
-    return report(output, [*verdicts, *judge_asked(asked, keys)])
+    return _tell(output, [*verdicts, *judge_asked(asked, keys)])
+
+
+def _tell(output: Output, verdicts: list[Verdict]) -> int:
+    """Print verdicts; return the exit code."""
+    try:
+        code = report(output, verdicts)
+        output.flush()
+    except ReaderGone:
+        discard_stdout()
+        return ExitCode.READER_GONE
+    return code
 
 
 def check_config(flags: dict[str, object], file: Path | None) -> tuple[list[Verdict], Config | None]:
