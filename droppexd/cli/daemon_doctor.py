@@ -9,13 +9,19 @@ from pathlib import Path
 
 import trio
 
-from droppexd.cli.daemon_join import CONFIG_FILE, config_folder
+from droppexd.cli.daemon_join import (
+    CONFIG_FILE,
+    SERVICE_UNIT,
+    SERVICE_USER,
+    SYSTEM_FOLDER,
+    config_folder,
+)
 from droppexd.cli.doctor_report import report, silence_logs
 from droppexd.cli.exits import ExitCode, ReaderGone
 from droppexd.cli.render import Output, discard_stdout
 from droppexd.coding.kernels import best_kernel
 from droppexd.config import Config
-from droppexd.doctor.around import Asked, ask_around, look_at_folders
+from droppexd.doctor.around import Asked, ask_around, look_at_folders, reach_etcd
 from droppexd.doctor.disks import Folder, judge_folder
 from droppexd.doctor.keys import check_key_files, judge_membership, refused
 from droppexd.doctor.machine import (
@@ -35,6 +41,7 @@ from droppexd.doctor.peers import (
     clocks_of,
     judge_clocks,
     judge_controllers,
+    judge_etcd,
     judge_versions,
 )
 from droppexd.doctor.ports import judge_listening
@@ -58,10 +65,10 @@ def examine_machine(flags: dict[str, object], file: Path | None, output: Output)
     received, found = trio.run(partial(_until_signal, config, keys))
     if received:
         return ExitCode.INTERRUPTED if received == signal.SIGINT else ExitCode.TERMINATED
-    asked, folders = found
+    asked, folders, unreached = found
     for role, folder in folders.items():
         verdicts += judge_folder(role, folder, _reserve(config, folder))
-    return _tell(output, [*verdicts, *judge_asked(asked, keys)])
+    return _tell(output, [*verdicts, *judge_asked(asked, keys), *judge_etcd(config, unreached)])
 
 
 def _tell(output: Output, verdicts: list[Verdict]) -> int:
@@ -77,10 +84,11 @@ def _tell(output: Output, verdicts: list[Verdict]) -> int:
 
 def check_config(flags: dict[str, object], file: Path | None) -> tuple[list[Verdict], Config | None]:
     """Read the configuration; return what there is to say of it, and it if it can be used."""
-    usual = config_folder(os.environ) / CONFIG_FILE
-    named = file or (usual if usual.exists() and not flags else None)
+    named = file
+    if file is None and not flags:
+        named = usual_config()
     if named is None and not flags:
-        text = f"there is no {usual}: this machine has no roles"
+        text = f"there is no {config_folder(os.environ) / CONFIG_FILE}: this machine has no roles"
         advice = "`droppexd init` or `droppexd join` make it; --config names another"
         return [warning("config", text, advice)], None
     try:
@@ -89,7 +97,22 @@ def check_config(flags: dict[str, object], file: Path | None) -> tuple[list[Verd
         advice = "mend it: droppex.toml.example explains all options"
         return [error("config", line, advice) for line in problem.problems], None
     said = f"{named}: " if named else ""
-    return [ok("config", f"{said}{', '.join(config.roles)} on {config.machine}, named {config.name}")], config
+    text = f"{said}{', '.join(config.roles)} on {config.machine}, named {config.name}"
+    return [ok("config", text), *_judge_user(named)], config
+
+
+def usual_config() -> Path | None:
+    """Return the configuration of this user, or else that of the machine; None when there is neither."""
+    usual = (config_folder(os.environ) / CONFIG_FILE, SYSTEM_FOLDER / CONFIG_FILE)
+    return next((file for file in usual if file.exists()), None)
+
+
+def _judge_user(file: Path | None) -> list[Verdict]:
+    """Say so when root looks at what a service does as another user, who may do less."""
+    if os.geteuid() != 0 or file is None or file.parent != SYSTEM_FOLDER or not SERVICE_UNIT.exists():
+        return []
+    text = f"root may read and write what the services, which run as {SERVICE_USER}, may not"
+    return [warning("config", text, f"run it as they do: `sudo -u {SERVICE_USER} droppexd doctor`")]
 
 
 def check_machine(config: Config | None) -> list[Verdict]:
@@ -142,7 +165,7 @@ def _reserve(config: Config, folder: Folder) -> int:
         return 0  # That nothing can be told of the disk is said already.
 
 
-_Found = tuple[dict[Role, Asked], dict[Role, Folder]]
+_Found = tuple[dict[Role, Asked], dict[Role, Folder], dict[str, str]]
 
 
 async def _until_signal(config: Config, keys: list[MemberKey]) -> tuple[int, _Found]:
@@ -151,7 +174,7 @@ async def _until_signal(config: Config, keys: list[MemberKey]) -> tuple[int, _Fo
     A signal waits for what is written to a folder, so that it is removed as well.
     """
     received: list[int] = []
-    found: _Found = ({}, {})
+    found: _Found = ({}, {}, {})
 
     async def watch(signals: AsyncIterator[int]) -> None:
         received.append(await anext(signals))
@@ -161,6 +184,7 @@ async def _until_signal(config: Config, keys: list[MemberKey]) -> tuple[int, _Fo
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, signals)
             asked = await ask_around(config, {key.member.role: key for key in keys})
-            found = asked, await look_at_folders(config, time.perf_counter)
+            unreached = await reach_etcd(config)
+            found = asked, await look_at_folders(config, time.perf_counter), unreached
             nursery.cancel_scope.cancel()
     return (received[0] if received else 0), found

@@ -6,12 +6,14 @@ The same keys, and the same ways to find controllers, as `droppexd` has with thi
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import trio
 
 from droppexd.config import Config
 from droppexd.daemon import ThreadsLeftBehind, system_runtime
 from droppexd.doctor.disks import Clock, Folder, look_at_folder
+from droppexd.doctor.peers import etcd_endpoints
 from droppexd.doctor.ports import Listening, reached_at, split_address, try_to_bind
 from droppexd.errors import DroppexError, KeyRefused
 from droppexd.finding import Bucket, Finder
@@ -141,3 +143,23 @@ async def look_at_folders(config: Config, clock: Clock) -> dict[Role, Folder]:
             found[role] = await trio.to_thread.run_sync(look_at_folder, folder, clock, abandon_on_cancel=True)
         await trio.lowlevel.checkpoint()
     return found
+
+
+async def reach_etcd(config: Config) -> dict[str, str]:
+    """Return which members of etcd cannot be connected to, and why; all are tried at once."""
+    failures: dict[str, str] = {}
+
+    async def reach(endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        failures[endpoint] = f"no connection within {ASK_S:g} s"
+        with trio.move_on_after(ASK_S):
+            try:
+                await (await trio.open_tcp_stream(parts.hostname or "", parts.port or 0)).aclose()
+                del failures[endpoint]
+            except OSError as failure:
+                failures[endpoint] = failure.strerror or str(failure)
+
+    async with trio.open_nursery() as nursery:
+        for endpoint in etcd_endpoints(config):
+            nursery.start_soon(reach, endpoint)
+    return failures

@@ -16,7 +16,7 @@ from droppexd.doctor.peers import (
     round_trip_text,
     silent,
 )
-from droppexd.doctor.verdicts import Verdict, error, ok, warning
+from droppexd.doctor.verdicts import Level, Verdict, error, ok, warning
 from droppexd.errors import DroppexError, RemoteProtocolError
 from droppexd.model import ClusterStatus, ControllerInfo, Membership, PoolInfo, PoolState, Role
 from droppexd.wire.group_messages import ControllersListed, PeerReport
@@ -124,8 +124,11 @@ def _judge_controller(one: ControllerInfo, report: PeerReport | None, *, master:
 
 
 def _judge_app(report: PeerReport) -> Verdict:
-    advice = "start droppexd there; an app that stays away is forgotten by itself"
-    return silent(report, advice) if report.code else answers(report)
+    if not report.code:
+        return answers(report)
+    # Apps do not work with each other: a firewall may keep them apart, and nothing is amiss.
+    advice = "start droppexd there, unless a firewall keeps apps apart; one that is gone is forgotten"
+    return replace(silent(report, advice), level=Level.WARNING)
 
 
 def judge_pool(pool: PoolInfo, report: PeerReport | None) -> list[Verdict]:

@@ -1,11 +1,12 @@
 """Peers: whether they answer, whether their clocks agree, and whether they run the same release."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
 from typing import NamedTuple
 
 from droppexd import __version__
+from droppexd.config import Config
 from droppexd.doctor.verdicts import Verdict, error, ok, warning
 from droppexd.errors import KeyRefused, NotAuthorised, VersionMismatch
 from droppexd.model import Role
@@ -72,6 +73,26 @@ def judge_controllers(reports: Iterable[PeerReport]) -> list[Verdict]:
         silent(report, f"{advice} says more") if report.code else answers(report)
         for report in reports
         if report.role == Role.CONTROLLER
+    ]
+
+
+def etcd_endpoints(config: Config) -> Sequence[str]:
+    """Return where a controller of this configuration expects etcd."""
+    return config.catalog_endpoints if Role.CONTROLLER in config.roles else ()
+
+
+def judge_etcd(config: Config, failures: Mapping[str, str]) -> list[Verdict]:
+    """Say which members of etcd can be connected to: most of them must be there for a controller to lead."""
+    return [
+        error(
+            "peers",
+            f"etcd at {endpoint} cannot be reached: {failures[endpoint]}",
+            "is etcd running there, and does a firewall let this machine through?",
+            subject=endpoint,
+        )
+        if endpoint in failures
+        else ok("peers", f"etcd at {endpoint} can be reached", subject=endpoint)
+        for endpoint in etcd_endpoints(config)
     ]
 
 

@@ -78,6 +78,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     monkeypatch.setattr("droppexd.cli.daemon_join.SYSTEM_FOLDER", home)
+    monkeypatch.setattr("droppexd.cli.daemon_doctor.SYSTEM_FOLDER", home)
     monkeypatch.setattr("droppexd.cli.client_settings.SYSTEM_FILE", home / "client.toml")
 
     def run(main, *arguments):
@@ -113,6 +114,21 @@ def test_a_configuration_that_cannot_be_used_is_an_error_line_by_line(run, tmp_p
     assert code == 1
     assert [check["level"] for check in of(checks, "config")] == ["error", "error"]
     assert of(checks, "coding")
+
+
+def test_the_configuration_of_the_machine_is_found_without_being_named(run, tmp_path, monkeypatch):
+    (tmp_path / "home" / "droppex.toml").write_text(
+        f'roles = ["controller"]\n[controller]\ndata = "{tmp_path}"\nlisten = "tcp://127.0.0.1:0"\n'
+    )
+    code, checks = run(daemon.main, "doctor", "--json")
+    assert code == 0
+    assert "droppex.toml: controller on" in of(checks, "config")[0]["text"]
+    # Services run as another user, who may do less than root.
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("droppexd.cli.daemon_doctor.SERVICE_UNIT", tmp_path)
+    _, checks = run(daemon.main, "doctor", "--json")
+    assert [check["level"] for check in of(checks, "config")] == ["ok", "warning"]
+    assert "sudo -u droppex" in of(checks, "config")[1]["advice"]
 
 
 def test_a_role_that_does_not_run_is_checked(run, tmp_path):

@@ -170,10 +170,10 @@ def test_what_a_controller_says_of_itself_is_passed_on():
     assert "its log is long" in warned.text
 
 
-def test_another_app_that_does_not_answer_is_named():
+def test_another_app_that_does_not_answer_is_a_warning_for_apps_need_no_other():
     other = PeerReport(role="app", name="", address="tcp://window:1", code="peer", failure="not reachable")
     (verdict,) = wrong(judged(peers=(*PEERS, other)))
-    assert (verdict.level, verdict.subject) == ("error", "tcp://window:1")
+    assert (verdict.level, verdict.subject) == ("warning", "tcp://window:1")
 
 
 def test_files_that_cannot_be_read_or_hang_by_a_thread_are_told_of():

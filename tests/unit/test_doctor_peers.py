@@ -1,13 +1,21 @@
 """What the doctor makes of peers: of their answers, their clocks and their releases."""
 
+import socket
+
+import trio
+
+from droppexd.config import Config
+from droppexd.doctor.around import reach_etcd
 from droppexd.doctor.peers import (
     THIS_MACHINE,
     ClockAhead,
     clocks_of,
     judge_clocks,
     judge_controllers,
+    judge_etcd,
     judge_versions,
 )
+from droppexd.model import Role
 from droppexd.wire.group_messages import PeerReport
 
 
@@ -85,3 +93,24 @@ def test_what_to_do_about_a_silent_peer_goes_by_why():
     assert gone.subject == "south"
     assert "install droppex" in other.advice
     assert "droppex members" in refused.advice
+
+
+def test_each_member_of_etcd_is_a_line():
+    north, south = "https://north:2379", "https://south:2379"
+    config = Config(roles=(Role.CONTROLLER,), catalog_engine="etcd", catalog_endpoints=(north, south))
+    there, gone = judge_etcd(config, {south: "Connection refused"})
+    assert (there.level, there.subject) == ("ok", north)
+    assert (gone.level, gone.subject) == ("error", south)
+    assert "Connection refused" in gone.text
+    pool = Config(roles=(Role.POOL,), catalog_engine="etcd", catalog_endpoints=(north,))
+    assert judge_etcd(pool, {}) == []
+
+
+def test_members_of_etcd_are_tried_all_at_once():
+    with socket.socket() as there:
+        there.bind(("127.0.0.1", 0))
+        there.listen()
+        reached = f"http://127.0.0.1:{there.getsockname()[1]}"
+        config = Config(roles=(Role.CONTROLLER,), catalog_endpoints=(reached, "http://127.0.0.1:1"))
+        failures = trio.run(reach_etcd, config)
+    assert list(failures) == ["http://127.0.0.1:1"]
