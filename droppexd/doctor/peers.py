@@ -66,11 +66,9 @@ def _known_advice(code: str) -> str:
 
 def judge_controllers(reports: Iterable[PeerReport]) -> list[Verdict]:
     """Say which controllers answer to a machine that has the keys of a role."""
-    advice = (
-        "is droppexd running there, and does a firewall let this machine through? `droppexd doctor` there"
-    )
+    advice = "is droppexd running there, and does a firewall let this machine through?"
     return [
-        silent(report, f"{advice} says more") if report.code else answers(report)
+        silent(report, advice) if report.code else answers(report)
         for report in reports
         if report.role == Role.CONTROLLER
     ]
