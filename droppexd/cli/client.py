@@ -670,6 +670,26 @@ def drop_uploads(
     command.finish(lambda session: drop_uploads(session, names or [], everything=everything))
 
 
+@app.command()
+def doctor(
+    context: typer.Context,
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is not ok.")] = False,
+) -> None:
+    """Check the cluster as it is seen from here, and say what to do.
+
+    The client file and its key; the way to the app; and as the app sees them all controllers, apps and
+    pools: whether they answer, how fast, what time it is there and what they run. The exit code is 1 when
+    there is an error, and 0 when all is ok or there are warnings alone. `droppexd doctor` checks a machine
+    with roles.
+    """
+    command = _Command(context, as_json=as_json, quiet=quiet)
+
+    from droppexd.cli.client_doctor import examine_cluster
+
+    raise typer.Exit(examine_cluster(command.options, command.output))
+
+
 orphans = typer.Typer(
     help="What pools hold of files that the catalogue never knew: list it, adopt it or drop it.",
     add_completion=False,

@@ -58,16 +58,23 @@ def make_output(options: GlobalOptions, *, as_json: bool = False, quiet: bool = 
     return Output(quiet=quiet or options.quiet, as_json=as_json or options.as_json)
 
 
-def run_command(options: GlobalOptions, output: Output, work: Work, *, abandon_blocking: bool = False) -> int:
+def run_command(
+    options: GlobalOptions,
+    output: Output,
+    work: Work,
+    *,
+    abandon_blocking: bool = False,
+    connect_first: bool = True,
+) -> int:
     """Do a command's work with a client and return the exit code; tell the user about errors.
 
     With `abandon_blocking` an interrupt does not wait for reads and writes that hang on somebody else: for
-    commands that use pipes.
+    commands that use pipes. Without `connect_first` the work itself finds out whether the app is there.
     """
 
     def run() -> int:
         settings = load_settings(options.app, options.config, os.environ)
-        return trio.run(_until_signal, settings, output, work, abandon_blocking)
+        return trio.run(_until_signal, settings, output, work, abandon_blocking, connect_first)
 
     return guarded(output, run)
 
@@ -102,7 +109,9 @@ def _tell_group(output: Output, group: BaseExceptionGroup[BaseException]) -> int
     return exit_code(errors[0])
 
 
-async def _until_signal(settings: ClientSettings, output: Output, work: Work, abandon_blocking: bool) -> int:
+async def _until_signal(
+    settings: ClientSettings, output: Output, work: Work, abandon_blocking: bool, connect_first: bool
+) -> int:
     """Do the work; SIGINT and SIGTERM cancel it, and decide the exit code.
 
     The first signal cancels the work and not the client, with which the work may still clean up: give up its
@@ -124,7 +133,8 @@ async def _until_signal(settings: ClientSettings, output: Output, work: Work, ab
                 nursery.start_soon(watch, signals)
                 async with _opened_client(settings, abandon_blocking) as client:
                     with working:
-                        await client.connect(timeout_s=CONNECT_S)
+                        if connect_first:
+                            await client.connect(timeout_s=CONNECT_S)
                         code = await work(Session(client, output))
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup:

@@ -160,6 +160,40 @@ app.command()(join)
 
 
 @app.command()
+@_with_options
+def doctor(
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar="DROPPEXD_CONFIG",
+            help="The configuration to check. Default: droppex.toml where `droppexd init` makes it.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is not ok.")] = False,
+    **options: Any,
+) -> None:
+    """Check this machine: its configuration, keys, ports, disks, clock, and the way to the controllers.
+
+    It takes the options of `droppexd` and changes nothing; to see how fast a data folder is flushed it writes
+    a file there, and removes it. What is not ok comes with what to do. The exit code is 1 when there is an
+    error, and 0 when all is ok or there are warnings alone. `droppex doctor` checks the whole cluster.
+    """
+    from droppexd.cli.daemon_doctor import examine_machine
+    from droppexd.cli.render import Output
+
+    flags = {name: value for name, value in options.items() if value is not None and value != []}
+    try:
+        code = examine_machine(flags, config, Output(quiet=quiet, as_json=as_json))
+    except (DroppexError, OSError, ExceptionGroup) as error:
+        code = fail(error)
+    raise typer.Exit(code)
+
+
+@app.command()
 def dev(
     pools: Annotated[int, typer.Option("--pools", min=1, max=64, help="How many pools.")] = 6,
     data: Annotated[

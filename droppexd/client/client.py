@@ -21,13 +21,22 @@ from droppexd.model import (
     MemberRecord,
     Metadata,
     Receipt,
+    Role,
     UploadRecord,
     VersionId,
     normal_name,
     normal_prefix,
 )
 from droppexd.runtime import Runtime
-from droppexd.wire.group_messages import ControllersListed, ListControllers, RemoveController
+from droppexd.wire.examining import Acquaintance, examine_peers
+from droppexd.wire.group_messages import (
+    ControllersListed,
+    ExaminePeers,
+    ListControllers,
+    PeerReport,
+    PeersExamined,
+    RemoveController,
+)
 from droppexd.wire.member_messages import ListMembers, RevokeMember
 from droppexd.wire.messages import (
     ABSENT,
@@ -344,6 +353,16 @@ class Client:
     async def controllers(self) -> ControllersListed:
         """Return which controllers there are, and how each of them is."""
         return await self._ask(ListControllers())
+
+    async def examine_app(self) -> PeerReport:
+        """Return what comes of asking the app who it is; a failure is a part of it."""
+        app = Acquaintance(Role.APP, "", self._address)
+        (report,) = await examine_peers(self._connections, self._runtime.clock, [app])
+        return report
+
+    async def examine_peers(self, *, timeout_s: float) -> PeersExamined:
+        """Return what the app finds when it asks all controllers, apps and pools who they are."""
+        return await self._ask(ExaminePeers(), timeout_s=timeout_s)
 
     async def remove_controller(self, name: str, *, force: bool = False) -> None:
         """Forget a controller that is gone for good.

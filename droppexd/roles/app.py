@@ -30,6 +30,7 @@ from droppexd.model import (
     SMALL_SIZE,
     Layout,
     Receipt,
+    Role,
     UploadRecord,
     Version,
     VersionId,
@@ -39,6 +40,7 @@ from droppexd.model import (
 from droppexd.roles.admission import Admission
 from droppexd.roles.app_controllers import ControllerList
 from droppexd.roles.app_download import Download, Reader
+from droppexd.roles.app_examine import Examiner
 from droppexd.roles.app_orphans import Orphans
 from droppexd.roles.app_recording import Recording
 from droppexd.roles.app_relayout import Relayouts
@@ -50,7 +52,8 @@ from droppexd.roles.budget import Budget, Lease
 from droppexd.roles.master import FAILOVER_S, Finding, MasterLink
 from droppexd.roles.suspects import Suspects
 from droppexd.runtime import Runtime
-from droppexd.wire.group_messages import ListControllers, RemoveController, TellMaster
+from droppexd.wire.examining import pong
+from droppexd.wire.group_messages import ExaminePeers, ListControllers, RemoveController, TellMaster
 from droppexd.wire.keys import AllowList
 from droppexd.wire.member_messages import ListMembers, RevokeMember
 from droppexd.wire.messages import (
@@ -72,7 +75,6 @@ from droppexd.wire.messages import (
     ListFindings,
     Lookup,
     Ping,
-    Pong,
     PutAbort,
     PutChunk,
     PutOpen,
@@ -225,8 +227,10 @@ class _App:
         settings: AppSettings,
         terms: Terms,
         admission: Admission,
+        examiner: Examiner,
     ) -> None:
         self._admission = admission
+        self._examiner = examiner
         self._settings = settings
         self._runtime = runtime
         self._terms = terms
@@ -293,6 +297,7 @@ class _App:
                 DropUpload: self.pass_on,
                 RemoveController: self.pass_on,
                 ListControllers: self._controllers.list_controllers,
+                ExaminePeers: self._examiner.examine_peers,
                 Promote: self._controllers.promote,
                 TellMaster: self.tell_master,
                 **self._orphans.handlers(),
@@ -306,7 +311,7 @@ class _App:
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
         """Say who this is."""
-        return Pong(role="app", name=self._settings.name, boot_id=self._boot_id)
+        return pong(Role.APP, self._settings.name, self._boot_id, self._runtime.clock)
 
     # -- files in ------------------------------------------------------------------------------
 
@@ -638,7 +643,8 @@ async def serve_app(
         master = MasterLink(connections, controllers, runtime, look)
         registration = Registration(master, runtime)
         admission = Admission(allowed or AllowList(), partial(master.call, timeout_s=_ADMISSION_S))
-        app = _App(connections, registration, master, runtime, settings, terms, admission)
+        examiner = Examiner(transport, registration, master, runtime.clock)
+        app = _App(connections, registration, master, runtime, settings, terms, admission, examiner)
         async with trio.open_nursery() as helpers:
             with serving:
                 async with trio.open_nursery() as front:

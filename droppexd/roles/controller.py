@@ -669,6 +669,7 @@ class _OneOfGroup:
             kinds=KINDS,
             quick=(Lookup,),
             terms=terms,
+            clock=runtime.clock,
             handlers=handlers,
             allowed=None if keys is None else keys.allowed,
         )

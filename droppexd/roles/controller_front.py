@@ -22,6 +22,8 @@ from droppexd.errors import (
 )
 from droppexd.model import ControllerInfo, ControllerRole, Role, normal_prefix
 from droppexd.roles.admission import page_of
+from droppexd.runtime import Clock
+from droppexd.wire.examining import pong
 from droppexd.wire.group_messages import (
     ControllerState,
     DescribeController,
@@ -38,7 +40,6 @@ from droppexd.wire.messages import (
     List,
     Listed,
     Ping,
-    Pong,
     Remove,
     Rename,
     ReplacePool,
@@ -91,6 +92,7 @@ class Front:
         kinds: Sequence[type[Request[Any]]],
         quick: Sequence[type[Request[Any]]],
         terms: Terms,
+        clock: Clock,
         handlers: Mapping[type[Request[Any]], Handler] | None = None,
         allowed: AllowList | None = None,
     ) -> None:
@@ -105,6 +107,7 @@ class Front:
         self._kinds = tuple(kinds)
         self._quick_kinds = tuple(quick)
         self._terms = terms
+        self._clock = clock
         self._mastership: Mastership | None = None
 
     def service(self) -> Service:
@@ -224,12 +227,8 @@ class Front:
 
     async def ping(self, _call: Call, _request: Ping, _body: Body) -> Answer:
         """Say who this is."""
-        return Pong(
-            role=Role.CONTROLLER.value,
-            name=self._name,
-            boot_id=self._boot_id,
-            term=self._mastership.term if self._mastership else self._terms.current,
-        )
+        term = self._mastership.term if self._mastership else self._terms.current
+        return pong(Role.CONTROLLER, self._name, self._boot_id, self._clock, term)
 
     async def describe(self, _call: Call, _request: DescribeController, _body: Body) -> Answer:
         """Say how this controller is."""

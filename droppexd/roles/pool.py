@@ -11,7 +11,7 @@ import trio
 from droppexd.background import stopping_in_order
 from droppexd.brief import BriefWork
 from droppexd.errors import DroppexError, IdentityError, LocalProtocolError, NotFound
-from droppexd.model import MAX_TROUBLE
+from droppexd.model import MAX_TROUBLE, Role
 from droppexd.roles.admission import Admission, Keep
 from droppexd.roles.master import Finding, MasterLink
 from droppexd.roles.pool_check import LossReports, ShardChecker
@@ -31,6 +31,7 @@ from droppexd.roles.pool_writer import (
 from droppexd.roles.throttle import Throttle
 from droppexd.runtime import Runtime
 from droppexd.store.interface import ShardStore
+from droppexd.wire.examining import pong
 from droppexd.wire.group_messages import TellMaster
 from droppexd.wire.keys import AllowList
 from droppexd.wire.messages import (
@@ -46,7 +47,6 @@ from droppexd.wire.messages import (
     Piece,
     PieceWritten,
     Ping,
-    Pong,
     ReadPiece,
     StartScrub,
     Welcomed,
@@ -171,7 +171,8 @@ class _Pool:
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
         """Say who this is."""
-        return Pong(role="pool", name=self._settings.name, boot_id=self._boot_id, term=self._terms.current)
+        clock = self._runtime.clock
+        return pong(Role.POOL, self._settings.name, self._boot_id, clock, self._terms.current)
 
     def admit_piece(self, _peer: Peer, request: WritePiece, body: Sequence[Frame]) -> object:
         """Number the pieces of a shard in the order in which they arrive."""

@@ -5,8 +5,17 @@ Their kinds are numbered from 120.
 
 from typing import Annotated
 
-from droppexd.model import Address, ControllerAddresses, ControllerInfo, FileName, Label, Role, Token16
-from droppexd.schema import Bounds
+from droppexd.model import (
+    Address,
+    ControllerAddresses,
+    ControllerInfo,
+    FileName,
+    Label,
+    Role,
+    Token16,
+    Trouble,
+)
+from droppexd.schema import Bounds, record
 from droppexd.wire.messages import BootId, Done, Reply, Request, message
 
 _CONTROLLER = (Role.CONTROLLER,)
@@ -64,6 +73,38 @@ class ControllersListed(Reply):
 @message(124, reply=ControllersListed, callers=_CLIENT)
 class ListControllers(Request[ControllersListed]):
     """Ask which controllers there are. Asked of an app, which asks each of them."""
+
+
+@record
+class PeerReport:
+    """What came of asking a peer who it is: an answer, or a `failure` with the `code` of its error."""
+
+    role: Label
+    """What it is taken for."""
+    name: Label
+    """What it says, or is known as; empty when neither is known."""
+    address: Address
+    code: Label = ""
+    failure: Trouble = ""
+    round_trip_us: int = 0
+    """Of the quickest of a few questions, on a connection that was made already."""
+    ahead_ms: Annotated[int, Bounds(-(2**53), 2**53)] | None = None
+    """Its clock less the asker's, give or take half the round trip; None when it does not say."""
+    release: Label = ""
+    """Empty: it is older than this question."""
+    python: Label = ""
+
+
+@message(145)
+class PeersExamined(Reply):
+    """What an app finds when it asks all whom it knows of, itself among them."""
+
+    peers: Annotated[tuple[PeerReport, ...], Bounds(0, 4096)]
+
+
+@message(144, reply=PeersExamined, callers=_CLIENT)
+class ExaminePeers(Request[PeersExamined]):
+    """Have an app ask the controllers, apps and pools that it knows of who they are."""
 
 
 @message(143)

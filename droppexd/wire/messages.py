@@ -167,12 +167,15 @@ class Done(Reply):
 
 @message(4)
 class Pong(Reply):
-    """Who answers a Ping."""
+    """Who answers a Ping, what it runs, and what time it is there. An older release leaves the last three."""
 
     role: Label
     name: Label
     boot_id: BootId
     term: int = 0
+    release: Label = ""
+    python: Label = ""
+    wall_ms: int = 0
 
 
 @message(3, reply=Pong, callers=_ANYONE)

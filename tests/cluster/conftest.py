@@ -386,7 +386,7 @@ def new_cluster(tmp_path_factory):
 
 @pytest.fixture
 def droppexd(tmp_path):
-    """Run `droppexd` to its end and return what it did; it must fail without a traceback."""
+    """Run `droppexd` to its end and return what it did (code None: any); it must fail without a traceback."""
 
     def run(*arguments, code):
         done = subprocess.run(
@@ -400,7 +400,7 @@ def droppexd(tmp_path):
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+        assert code in (None, done.returncode), (arguments, done.returncode, done.stdout, done.stderr)
         return done
 
     return run

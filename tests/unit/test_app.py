@@ -450,3 +450,17 @@ def test_an_idle_transfer_holds_the_floor_until_it_is_forgotten(scene):
         assert one.master.floors[-1] > 5
 
     scene(body)
+
+
+def test_an_app_asks_all_whom_it_knows_who_they_are(scene):
+    async def body(one):
+        async with one.client() as client:
+            assert (await client.examine_app()).name == "app"
+            peers = (await client.examine_peers(timeout_s=20)).peers
+        # The peers of this scene answer no Ping: that is told of each, by its name.
+        assert [(peer.role, peer.name, peer.code) for peer in peers] == [
+            ("controller", "", "remote-protocol"),
+            *(("pool", f"pool-{number}", "remote-protocol") for number in range(1, 5)),
+        ]
+
+    scene(body)

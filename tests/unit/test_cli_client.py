@@ -48,7 +48,21 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_help_names_every_command_and_the_exit_codes(tmp_path):
     text = droppex("--help", home=tmp_path).stdout
-    for command in ["put", "get", "cat", "ls", "find", "stat", "rm", "mv", "cp", "status", "pools", "verify"]:
+    for command in [
+        "put",
+        "get",
+        "cat",
+        "ls",
+        "find",
+        "stat",
+        "rm",
+        "mv",
+        "cp",
+        "status",
+        "pools",
+        "verify",
+        "doctor",
+    ]:
         assert f"\n  {command} " in text
     for code in "0123456":
         assert f" {code} " in text

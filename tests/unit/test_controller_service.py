@@ -663,7 +663,15 @@ def test_a_look_up_at_a_catalogue_that_failed_leads_to_another_controller_if_the
         SimulatedEngine(Runtime(clock=MockedClock(), entropy=SeededEntropy(), run_blocking=None))
     )
     group.alone = alone
-    front = Front(group=group, name="c", boot_id=bytes(16), kinds=(), quick=(Lookup,), terms=Terms())
+    front = Front(
+        group=group,
+        name="c",
+        boot_id=bytes(16),
+        kinds=(),
+        quick=(Lookup,),
+        terms=Terms(),
+        clock=MockedClock(),
+    )
     front.leads(
         Mastership(
             cluster_id=bytes(16),
