@@ -230,8 +230,8 @@ class Placement:
     ) -> tuple[int, int] | None:
         """Return a shard that is not in the placement set, and the pool of the set that it goes to; or None.
 
-        No move puts more shards of the extent on one machine, or beyond the limit in one zone, than there
-        are: each by itself leaves it as safe as it was.
+        No move puts more shards of the extent on one machine than there are. One that puts more of them
+        beyond the limit in one zone is made only when it separates some by machine, and no other would do.
         """
         preferred = self._table(layout).sets[_set_of(extent)]
         if len(preferred) < layout.total:
@@ -239,11 +239,15 @@ class Placement:
         targets = [pool for pool in preferred if pool not in pools and usable(pool)]
         strays = [at for at, pool in enumerate(pools) if pool not in preferred]
         before = self._crowding(pools, layout)
+        second_best: tuple[int, int] | None = None
         for target in targets:
             for at in strays:
-                if self._crowding([*pools[:at], target, *pools[at + 1 :]], layout) <= before:
+                after = self._crowding([*pools[:at], target, *pools[at + 1 :]], layout)
+                if after[0] <= before[0] and after[1] <= before[1]:
                     return at, target
-        return None
+                if after[0] < before[0] and second_best is None:
+                    second_best = at, target
+        return second_best
 
     def _crowding(self, pools: Sequence[int], layout: Layout) -> tuple[int, int]:
         """Return how many shards share a machine with another, and how far a zone is over its limit.

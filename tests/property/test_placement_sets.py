@@ -209,10 +209,24 @@ def test_moves_lead_to_the_placement_set_and_no_step_is_less_safe(data, pools, l
             crowding(pools, one, layout) for one in (numbers, after)
         )
         assert shared_after <= shared
-        assert zone_after <= max(zone, limit)
+        assert zone_after <= max(zone, limit) or shared_after < shared
         numbers, steps = after, steps + 1
         assert steps <= layout.total
     assert set(numbers) == preferred
+
+
+def test_machines_come_before_zones_when_no_move_is_good_for_both():
+    where = {1: "m3/z1", 2: "m1/z1", 3: "m3/z1", 4: "m4/z0", 5: "m4/z0", 152: "m2/z0", 159: "m1/z1"}
+    pools = [
+        replace(make_pool(number, machine=place.split("/")[0]), zone=place.split("/")[1])
+        for number, place in where.items()
+    ]
+    placement, layout, extent = Placement(pools), Layout(2, 2), ExtentId(1, 1)
+    numbers = [1, 3, 4, 5]
+    while (move := placement.move(extent, layout, numbers, lambda _: True)) is not None:
+        at, target = move
+        numbers[at] = target
+    assert set(numbers) == set(placement.order(extent, layout)[: layout.total])
 
 
 @settings(max_examples=40, deadline=None)
