@@ -18,6 +18,7 @@ from droppexd.cli.daemon_table import print_processes
 from droppexd.config import OPTIONS, parse_duration, parse_layout, variable_of
 from droppexd.errors import ConfigError, DroppexError, IdentityError, PeerError, StoreError
 from droppexd.model import PoolState, Role
+from droppexd.packed import is_packed
 
 _START_S = 60.0
 """The cluster must answer within this; on an idle machine it takes two or three seconds."""
@@ -32,6 +33,10 @@ _POLL_S = 0.1
 
 _POOL_RESERVE = "64 MiB"
 """Pools of a dev cluster share a disk with everything else on the machine, and are only for trying out."""
+
+
+_DROPPEXD = ["droppexd"] if is_packed() else [sys.executable, "-m", "droppexd"]
+"""How a child is called; the one file goes by its name."""
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
@@ -194,7 +199,7 @@ class _Cluster:
     def _spawn(self, role: Role, name: str, options: Sequence[str], report_fd: int) -> _Child:
         """Start a process. Not in a thread: a child would be killed when the thread ended."""
         log = self._folder / "logs" / f"{name}.log"
-        command = [sys.executable, "-m", "droppexd", "--role", role, "--name", name]
+        command = [*_DROPPEXD, "--role", role, "--name", name]
         command += ["--listen", "tcp://127.0.0.1:0", "--report-fd", str(report_fd)]
         command += ["--die-with-parent", str(os.getpid()), "--log-level", self._options.log_level]
         if role != Role.APP:
@@ -202,6 +207,7 @@ class _Cluster:
         with log.open("wb") as file:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
                 [*command, *options],
+                executable=sys.executable,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -17,12 +17,16 @@ from typing import NamedTuple, Protocol
 
 from droppexd.coding.code import Matrix, multiplication_table
 from droppexd.errors import InvalidRequest
+from droppexd.packed import path_of
 
 logger = logging.getLogger(__name__)
 
 Buffer = bytes | bytearray | memoryview
 
 ISAL_SONAME = "libisal.so.2"
+
+PACKED_ISAL = "libraries/libisal.so"
+"""Where `scripts/build-binary` puts the wheel's copy in the one file."""
 
 PORTABLE_BLOCK_BYTES = 32 * 1024
 """Bytes of each piece that the portable kernel takes at a time: the integers stay in the cache."""
@@ -248,6 +252,9 @@ def agrees(kernel: Kernel) -> bool:
 def isal_paths() -> Iterator[str]:
     """Yield where ISA-L may be: the system's own, then the copy inside PyECLib's wheel."""
     yield ISAL_SONAME
+    packed = path_of(PACKED_ISAL)
+    if packed is not None:
+        yield packed
     # The wheel's folder is found without importing pyeclib, which would load all its backends.
     package = importlib.util.find_spec("pyeclib")
     for folder in (package and package.submodule_search_locations) or ():

@@ -23,7 +23,7 @@ def big(tmp_path_factory):
     with path.open("wb") as file:
         for _ in range(2):
             file.write(draw.randbytes(EXTENT // 4) * 4)
-        file.write(draw.randbytes(20 * CHUNK_SIZE + 12345))
+        file.write(draw.randbytes(40 * CHUNK_SIZE + 12345))
     return path
 
 
@@ -34,7 +34,10 @@ def cluster(new_cluster):
 
 
 def uploads(cluster):
-    return json.loads(cluster.droppex("uploads", "--json").stdout)
+    async def uploads(client):
+        return [upload async for upload in client.uploads()]
+
+    return cluster.run(uploads)
 
 
 def interrupt(cluster, wait_until, path, extents, how):
@@ -43,10 +46,10 @@ def interrupt(cluster, wait_until, path, extents, how):
 
         def stored():
             put.send_signal(signal.SIGCONT)
-            time.sleep(0.05)
+            time.sleep(0.1)
             put.send_signal(signal.SIGSTOP)
             assert put.poll() is None, "it has come to its end"
-            return any(one["stored"] >= extents * EXTENT for one in uploads(cluster))
+            return any(one.extents >= extents for one in uploads(cluster))
 
         wait_until(stored, "no extent is noted")
         how(put)
@@ -85,9 +88,10 @@ def test_what_is_stored_is_not_sent_again(cluster, wait_until, big, who):
 
     interrupt(cluster, wait_until, big, 1, kill)
     assert "docs/big" not in cluster.names()
-    (before,) = uploads(cluster)
+    (before,) = json.loads(cluster.droppex("uploads", "--json").stdout)
     assert before["name"] == "docs/big"
     assert before["size"] == big.stat().st_size
+    assert before["stored"] >= EXTENT
     done = cluster.droppex("put", str(big), "docs/big")
     assert "going on with an earlier put: " in done.stderr
     described = cluster.describe("docs/big")
@@ -129,7 +133,7 @@ def test_uploads_are_listed_dropped_and_expire(new_cluster, wait_until, big):
         assert "there are no uploads" in cluster.droppex("uploads").stdout
         interrupt(cluster, wait_until, big, 1, lambda put: put.kill())
         if found := uploads(cluster):
-            cluster.droppex("uploads", "drop", found[0]["upload"], code=None)
+            cluster.droppex("uploads", "drop", str(found[0].version), code=None)
         assert "no upload" in cluster.droppex("uploads", "drop", "7-7", code=3).stderr
         wait_until(lambda: at_rest(cluster) and not shards(cluster), "what was dropped is not cleared away")
         interrupt(cluster, wait_until, big, 1, lambda put: put.kill())
