@@ -8,6 +8,7 @@ from droppexd.catalog.keys import (
     GARBAGE,
     NAMES,
     POOLS,
+    UPLOADS,
     VERSIONS,
     extent_key,
     garbage_key,
@@ -51,6 +52,11 @@ def versions(world: World) -> Iterator[Version]:
     for key, entry in world.catalogue.entries.items():
         if key.startswith(VERSIONS):
             yield unpack_version(VersionId(*parse_id(key)), entry.value)
+
+
+def uploads(world: World) -> set[VersionId]:
+    """Return the versions that are uploads still."""
+    return {VersionId(*parse_id(key)) for key in world.catalogue.entries if key.startswith(UPLOADS)}
 
 
 def names(world: World) -> dict[str, Name]:

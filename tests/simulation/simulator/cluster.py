@@ -44,6 +44,9 @@ CONTROLLERS = {f"controller-{number}": f"tcp://127.0.0.1:{7700 + number}" for nu
 """Of a cluster with one, another runs only when a fault has it take over, and stands on the same engine."""
 APPS = {f"app-{number}": f"tcp://127.0.0.1:{7800 + number}" for number in (1, 2)}
 
+UPLOADS_KEPT_S = 20.0
+"""Those that nobody goes on with are given up while a run lasts."""
+
 NO_CRASH = "no-crash"
 JOURNALED = "acknowledged-is-journaled"
 
@@ -313,6 +316,7 @@ class Cluster:
                 replace_after_s=shape.replace_after_s,
                 session_lease_s=shape.session_lease_s,
                 delete_grace_s=shape.delete_grace_s,
+                uploads_kept_s=UPLOADS_KEPT_S,
                 housekeeping_s=shape.housekeeping_s,
             ),
             task_status=status,

@@ -75,6 +75,9 @@ _COPIES = 0.25
 _RELAYOUTS = 0.25
 """In so many plans files are given another layout."""
 
+_RESUMED = 0.25
+"""In so many plans puts break off and are gone on with."""
+
 _TAKEOVERS = 0.06
 """In so many plans with one controller another takes its place, and an app does not hear of it."""
 
@@ -121,7 +124,30 @@ def draw_plan(seed: int) -> Plan:
         rounds[0] = _with_takeover(others, rounds[0], numbers)
     if (others := random.Random(f"relayouts {seed}")).random() < _RELAYOUTS:
         rounds = [_with_relayouts(others, part, numbers) for part in rounds]
+    if (others := random.Random(f"resumed {seed}")).random() < _RESUMED:
+        rounds = [_with_resumed_puts(others, shape, part, sizes, numbers) for part in rounds]
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_resumed_puts(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:
+    """Return the round with puts of several extents that break off and are gone on with."""
+    operations = list(part.operations)
+    for _ in range(draw.randint(1, 3)):
+        place = draw.randrange(len(operations))
+        put = Operation(
+            number=next(numbers),
+            client=operations[place].client,
+            verb=Verb.PUT,
+            name=operations[place].name,
+            size=max(_draw_size(draw, shape, sizes) for _ in range(6)),
+            layout=draw.choice(_LAYOUTS),
+            when=draw.choice((When.ANYTHING, When.ANYTHING, When.ABSENT)),
+            patience_s=draw.choice((5.0, 30.0, 30.0)),
+            dawdle_s=draw.choice((0.0, 0.02, 0.2)),
+            breaks=tuple(draw.random() for _ in range(draw.choice((1, 1, 2)))),
+        )
+        operations.insert(place + 1, put)
+    return replace(part, operations=tuple(operations))
 
 
 def _with_relayouts(draw: random.Random, part: Round, numbers) -> Round:

@@ -10,8 +10,8 @@ from unittest import mock
 
 import trio
 
-from droppexd.catalog import batch, catalogue, changes, keys, records, relayouts, simulated_group
-from droppexd.errors import CatalogError, Conflict, DroppexError
+from droppexd.catalog import batch, catalogue, changes, keys, records, relayouts, simulated_group, uploads
+from droppexd.errors import CatalogError, Conflict, DroppexError, NotFound
 from droppexd.roles import (
     app,
     app_download,
@@ -235,6 +235,19 @@ def _keep_what_was_swapped(stack: ExitStack) -> None:
     _replace(stack, batch.Batch, "swap_extent", swap_and_keep)
 
 
+def _forget_uploads(stack: ExitStack) -> None:
+    async def judge(self, made) -> bool:
+        record = await uploads._record(made, self.version)
+        if record is None:
+            raise NotFound("it is gone")
+        if self.before_ms is not None and record.touched_ms >= self.before_ms:
+            return False
+        await uploads._delete_record(made, record)
+        return True
+
+    _replace(stack, uploads.DropUpload, "judge", judge)
+
+
 def _unchecked_conditions(stack: ExitStack) -> None:
     _replace(stack, catalogue.Expected, "check", lambda *_: None)
     _replace(stack, app._App, "_check_condition", _do_nothing)
@@ -419,6 +432,11 @@ MUTANTS: dict[str, Mutant] = {
         breaks="an extent of another layout takes the place of one that was swapped already",
         caught_by=(LISTED, COUNTED),
         patch=_swap_unchecked,
+    ),
+    "forget-uploads": Mutant(
+        breaks="of an upload that is given up the record goes and what it stored stays",
+        caught_by=(COUNTED,),
+        patch=_forget_uploads,
     ),
     "keep-what-was-swapped": Mutant(
         breaks="an extent stays on record that another has taken the place of",

@@ -50,6 +50,8 @@ class Operation:
     dawdle_s: float = 0.0
     """How long a client that reads or writes takes over each chunk."""
     draw: float = 0.0
+    breaks: tuple[float, ...] = ()
+    """Of a put: before it is done it breaks off at these parts of its content, and the next attempt goes on."""
 
     def __str__(self) -> str:
         what = f"client-{self.client} #{self.number} {self.verb} {self.name}"

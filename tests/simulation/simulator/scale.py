@@ -9,8 +9,9 @@ EXTENT_CHUNKS = 4
 
 _SCALED = {
     "droppexd.client.client": {"SMALL_SIZE": SMALL_SIZE},
-    "droppexd.client.upload": {"SMALL_SIZE": SMALL_SIZE},
-    "droppexd.roles.app": {"SMALL_SIZE": SMALL_SIZE, "_SMALL_AT_ONCE": 4},
+    "droppexd.client.upload": {"SMALL_SIZE": SMALL_SIZE, "EXTENT_CHUNKS": EXTENT_CHUNKS},
+    "droppexd.roles.app": {"SMALL_SIZE": SMALL_SIZE, "EXTENT_CHUNKS": EXTENT_CHUNKS, "_SMALL_AT_ONCE": 4},
+    "droppexd.roles.app_relayout": {"SMALL_SIZE": SMALL_SIZE},
     "droppexd.roles.app_upload": {"SMALL_SIZE": SMALL_SIZE, "EXTENT_CHUNKS": EXTENT_CHUNKS},
     "droppexd.roles.pool_reconcile": {"_MOST_DOUBTFUL": 8, "PAGE_LIMIT": 7, "MOST_HELD": 16},
     "droppexd.roles.pool_rebuild": {"SMALL_SIZE": SMALL_SIZE, "_SMALL_AT_ONCE": 3, "MAX_ORDERS": 6},
@@ -19,6 +20,7 @@ _SCALED = {
     "droppexd.roles.scrub_record": {"SLICES": 10, "MOST_FINDINGS": 5},
     "droppexd.roles.pool_scrub": {"STRETCH_SHARDS": 3, "_SAVE_S": 4.0, "_MOST_UNTOLD": 4},
     "droppexd.catalog.reconciling": {"MOST_AT_ONCE": 7, "MOST_SLICES": 2},
+    "droppexd.catalog.uploads": {"EXTENT_CHUNKS": EXTENT_CHUNKS, "MAX_UPLOADS": 4},
     "droppexd.catalog.repairs": {"RELEASE_AT_ONCE": 3},
     "droppexd.roles.pool_writer": {
         "SMALL_SIZE": SMALL_SIZE,

@@ -1,6 +1,8 @@
 """The clients of a run: each does its operations one after another and tells the history what it saw."""
 
+import io
 import itertools
+import math
 import random
 from collections.abc import Sequence
 
@@ -8,7 +10,7 @@ import trio
 
 from droppexd.client import Client, Download, open_client
 from droppexd.errors import Conflict, DroppexError, NotFound
-from droppexd.model import Layout, Role, VersionId
+from droppexd.model import Layout, Receipt, Role, VersionId
 from droppexd.wire.messages import ABSENT, ANYTHING, Condition
 from tests.simulation.simulator.cluster import APPS, CONTROLLERS, Cluster
 from tests.simulation.simulator.history import ANY_VERSION, Call
@@ -105,7 +107,10 @@ class Person:
                 content = content_of(operation.number, operation.size)
                 layout = Layout.parse(operation.layout) if operation.layout else None
                 self._work.latency_s = operation.dawdle_s
-                receipt = await client.put_bytes(name, content, condition=condition, layout=layout)
+                if operation.breaks:
+                    receipt = await self._put_in_steps(operation, content, condition, layout)
+                else:
+                    receipt = await client.put_bytes(name, content, condition=condition, layout=layout)
                 call.replaced = receipt.replaced
                 self._world.made.setdefault(receipt.version, receipt.size)
                 self._saw(name, receipt.version, call)
@@ -121,6 +126,32 @@ class Person:
                 keep = operation.verb is Verb.COPY
                 version = await client.rename(name, operation.target, condition=condition, keep=keep)
                 self._saw(operation.target, version, call)
+
+    async def _put_in_steps(
+        self, operation: Operation, content: bytes, condition: Condition, layout: Layout | None
+    ) -> Receipt:
+        """Put a file whose source breaks off some times; what was stored until then is gone on with."""
+        size, origin = len(content), operation.name.encode()
+
+        def resumed(kept: int) -> None:
+            self._world.happened["put resumed"] += 1
+            self._cluster.trace.say(f"{operation}: {kept} bytes are kept")
+
+        for part in (*operation.breaks, 1.0):
+            source = BreakingSource(content, math.ceil(part * size) if part < 1 else size + 1)
+            try:
+                return await self._client.put_file(
+                    operation.name,
+                    source,
+                    size=size,
+                    condition=condition,
+                    layout=layout,
+                    origin=origin,
+                    on_resume=resumed,
+                )
+            except BrokenOff:
+                continue
+        raise AssertionError("the last attempt does not break off")
 
     def _saw(self, name: str, version: VersionId, call: Call) -> None:
         self._seen[name] = version
@@ -258,6 +289,25 @@ class Person:
     async def status(self):
         """Ask how the cluster is."""
         return (await self._client.status()).status
+
+
+class BrokenOff(Exception):
+    """A source ends before its end."""
+
+
+class BreakingSource(io.BytesIO):
+    """Content that cannot be read beyond some offset."""
+
+    def __init__(self, content: bytes, breaks_at: int) -> None:
+        super().__init__(content)
+        self._breaks_at = breaks_at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return as many bytes; raise BrokenOff when they lie behind the offset."""
+        data = super().read(size)
+        if self.tell() >= self._breaks_at:
+            raise BrokenOff
+        return data
 
 
 class NotEnoughToRead(DroppexError):

@@ -46,10 +46,13 @@ class DeadStayDead:
                 continue
             if key.startswith(VERSIONS):
                 version_id = VersionId(*parse_id(key))
-                size = unpack_version(version_id, value).size
-                if self._world.made.setdefault(version_id, size) != size:
+                version = unpack_version(version_id, value)
+                if not version.names:  # An upload, which grows.
+                    continue
+                if self._world.made.setdefault(version_id, version.size) != version.size:
                     self._world.report(
-                        LISTED, f"version {version_id} had {self._world.made[version_id]} bytes, now {size}"
+                        LISTED,
+                        f"version {version_id} had {self._world.made[version_id]} bytes, now {version.size}",
                     )
                 self._world.recorded.add(version_id)
             elif key.startswith(OUTCOMES):
@@ -72,6 +75,11 @@ def check_indexes(world: World) -> None:
     counted: dict[VersionId, int] = {}
     for name in catalogue.names(world).values():
         counted[name.version] = counted.get(name.version, 0) + 1
-    recorded = {version.id: version.names for version in catalogue.versions(world)}
+    uploads = catalogue.uploads(world)
+    recorded = {
+        version.id: version.names
+        for version in catalogue.versions(world)
+        if version.names or version.id not in uploads
+    }
     if counted != recorded:
         world.report(COUNTED, f"versions with names: {counted}; versions with records: {recorded}")
