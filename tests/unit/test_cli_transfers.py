@@ -48,11 +48,15 @@ class FakeClient:
         self.failures = list(failures)
         self.commits_first = commits_first
         self.files = {}
+        self.origins = []
         self.attempts = 0
         self.progress = 0
 
-    async def put_file(self, name, source, *, size, condition, layout, metadata, progress):
+    async def put_file(self, name, source, *, size, condition, layout, metadata, progress, origin, on_resume):
         self.attempts += 1
+        self.origins.append(origin)
+        if self.attempts > 1:
+            on_resume(5)
         await trio.lowlevel.checkpoint()
         data = source.read(10_000_000)
         assert size == len(data)
@@ -139,6 +143,8 @@ def test_a_put_that_broke_off_is_tried_once_more(local, failure):
     assert client.files == {"docs/a": CONTENT}
     assert "stored docs/a" in stdout
     assert "once more" in stderr
+    assert "going on with an earlier put: 5 B are stored already" in stderr
+    assert client.origins[0] == client.origins[1] != b""
 
 
 def test_a_put_is_not_tried_a_third_time(local):
