@@ -367,7 +367,7 @@ def test_a_stranger_without_a_key_gets_nothing(keyed):
 
 
 def test_a_client_without_the_right_key_is_told_so_in_a_line(keyed):
-    (keyed.folder / "stranger.toml").write_text(f'app = "{keyed.app.address}"\n')
+    (keyed.folder / "stranger.toml").write_text(f'app = "{keyed.app.address}"\npatience = "0s"\n')
     done = keyed.droppex("--config", str(keyed.folder / "stranger.toml"), "ls", code=6)
     assert len(done.stderr.splitlines()) == 1
 
