@@ -1,7 +1,7 @@
 """The client itself: one app, and everything that it can be asked."""
 
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import BinaryIO
@@ -13,7 +13,7 @@ from droppexd.client.download import Download, Progress
 from droppexd.client.keeping import kept_alive
 from droppexd.client.orphans import OrphanListing, OrphanVersion, pools_of
 from droppexd.client.patience import NONE, Patience, Trying
-from droppexd.client.putting import OnAgain, Put
+from droppexd.client.putting import Attempt, OnAgain, Put
 from droppexd.client.upload import Upload
 from droppexd.errors import DroppexError, InvalidName, InvalidRequest, StaleRead
 from droppexd.model import (
@@ -156,7 +156,11 @@ class Client:
         `on_again` when the put begins anew.
         """
         upload = self._upload(name, condition, layout, metadata)
-        return await self._put(name, source, lambda: upload.put_file(source, size, progress), on_again)
+
+        async def attempt(progress: Progress | None) -> Receipt:
+            return await upload.put_file(source, size, progress)
+
+        return await self._put(name, source, attempt, progress, on_again)
 
     async def put_bytes(
         self,
@@ -170,24 +174,30 @@ class Client:
         """Store bytes and return the receipt. Raise Conflict if the name exists."""
         upload = self._upload(name, condition, layout, metadata)
         source = io.BytesIO(data)
-        if len(data) <= SMALL_SIZE:
-            return await self._put(name, source, lambda: upload.put_bytes(data), None)
-        return await self._put(name, source, lambda: upload.put_file(source, len(data), None), None)
+
+        async def attempt(progress: Progress | None) -> Receipt:
+            if len(data) <= SMALL_SIZE:
+                return await upload.put_bytes(data)
+            return await upload.put_file(source, len(data), progress)
+
+        return await self._put(name, source, attempt)
 
     async def _put(
         self,
         name: str,
         source: BinaryIO,
-        attempt: Callable[[], Awaitable[Receipt]],
-        on_again: OnAgain | None,
+        attempt: Attempt,
+        progress: Progress | None = None,
+        on_again: OnAgain | None = None,
     ) -> Receipt:
         if not self._patience.total_s:
-            return await attempt()
+            return await attempt(progress)
         put = Put(
             source,
             attempt=attempt,
             describe=lambda: self.describe(name),
             run_blocking=self._runtime.run_blocking,
+            progress=progress,
             on_again=on_again,
         )
         return await put.run(self._trying())

@@ -130,8 +130,8 @@ class Download:
                 async with aclosing(self._opened_parts()) as parts:
                     async for frames in parts:
                         self._through += sum(map(len, frames))
-                        self._trying.went_on()
                         yield frames
+                        self._trying.went_on()  # Whoever reads may have taken any time.
             except DroppexError as error:
                 await self._open_again(error)
             else:

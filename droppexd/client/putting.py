@@ -6,12 +6,19 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from droppexd.client.patience import Trying, leaves_open
+from droppexd.client.upload import Progress
 from droppexd.errors import Conflict, DroppexError, NotEnoughShards, NotFound
 from droppexd.model import Receipt
 from droppexd.runtime import RunBlocking
 from droppexd.wire.messages import Described
 
 _HASH_STEP = 1024 * 1024
+
+_MOST_BREAKS = 10
+"""Of attempts that got somewhere: an app that fails at the same chunk every time is not being restarted."""
+
+Attempt = Callable[[Progress | None], Awaitable[Receipt]]
+"""Puts the source once, from where it stands."""
 
 OnAgain = Callable[[], None]
 """Is told that a put begins anew: what was sent before counts for nothing."""
@@ -29,15 +36,17 @@ class Put:
         self,
         source: BinaryIO,
         *,
-        attempt: Callable[[], Awaitable[Receipt]],
+        attempt: Attempt,
         describe: Callable[[], Awaitable[Described]],
         run_blocking: RunBlocking,
+        progress: Progress | None,
         on_again: OnAgain | None,
     ) -> None:
         self._source = source
         self._attempt = attempt
         self._describe = describe
         self._run_blocking = run_blocking
+        self._progress = progress
         self._on_again = on_again
         self._open = False
         """Whether an attempt may have been committed, and only its answer was lost."""
@@ -46,16 +55,29 @@ class Put:
     async def run(self, trying: Trying) -> Receipt:
         """Store the file and return its receipt."""
         begin = self._source.tell() if self._source.seekable() else None
+
+        got_somewhere = False
+        breaks = 0
+
+        def through(size: int) -> None:
+            nonlocal got_somewhere
+            got_somewhere = True
+            trying.went_on()
+            if self._progress is not None:
+                self._progress(size)
+
         while True:
+            got_somewhere = False
             try:
-                return await self._attempt()
+                return await self._attempt(through)
             except Conflict:
                 receipt = await self._stored_before(begin)
                 if receipt is None:
                     raise
                 return receipt
             except DroppexError as error:
-                if begin is None:
+                breaks += got_somewhere
+                if begin is None or breaks == _MOST_BREAKS:
                     raise
                 self._open = self._open or leaves_open(error)
                 await trying.pause(error, anyway=self._may_pass(error))

@@ -63,6 +63,7 @@ class App:
         self.after = {}
         self.then = {}
         """What somebody else does after the next request of a kind."""
+        self.pace_s = 0.0
         self._count = 0
         self._put = None
         self._reads = {}
@@ -87,6 +88,7 @@ class App:
     def _planted(self, kind, answer):
         async def handle(_call, request, body):
             self.asked.append(request)
+            await trio.sleep(self.pace_s)
             if self.before.get(kind):
                 raise self.before[kind].pop(0)
             answered = answer(request, body)
@@ -303,6 +305,52 @@ def test_a_put_that_broke_off_is_made_anew_from_its_beginning(with_client, app, 
     with_client(body)
     broke_off = (kind is PutSmall) == (data == b"small")
     assert len(begun_anew) == broke_off
+
+
+def test_patience_begins_anew_with_what_was_achieved(with_client, app):
+    async def body(client):
+        app.pace_s = 20.0  # The whole takes longer than the patience lasts.
+        app.before[PutOpen] = [LOST]
+        app.after[PutChunk] = [None] * 4 + [LOST]
+        await client.put_bytes("a/b", LARGE)
+        app.after[GetPart] = [None] * 4 + [LOST]
+        app.pace_s = 10.0
+        assert await client.get_bytes("a/b") == LARGE
+
+    with_client(body)
+
+
+def test_a_reader_that_pauses_does_not_use_up_the_patience(with_client, app):
+    async def body(client):
+        app.store("a/b", LARGE)
+        app.after[GetPart] = [None, LOST]
+        read = []
+        async with client.open_read("a/b") as download:
+            async for frames in download:
+                read += frames
+                await trio.sleep(600)
+        assert b"".join(read) == LARGE
+
+    with_client(body)
+
+
+def test_a_put_that_gets_nowhere_is_tried_as_long_as_the_patience_lasts(with_client, app):
+    async def body(client):
+        app.before[PutOpen] = [BUSY] * 14
+        await client.put_bytes("a/b", LARGE)
+        assert app.count(PutOpen) == 15
+
+    with_client(body)
+
+
+def test_a_put_that_breaks_off_ever_again_ends(with_client, app):
+    async def body(client):
+        app.after[PutChunk] = [None, LOST] * 100
+        with pytest.raises(PeerError):
+            await client.put_bytes("a/b", LARGE)
+        assert app.count(PutOpen) == 10
+
+    with_client(body)
 
 
 def test_a_put_that_the_app_has_forgotten_is_made_anew(with_client, app):
