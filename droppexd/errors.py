@@ -54,9 +54,15 @@ class RemoteProtocolError(DroppexError):
 
 
 class VersionMismatch(RemoteProtocolError):
-    """A peer speaks another version of the protocol. Upgrade the older side."""
+    """A peer's version of the protocol is no neighbour of ours. Upgrade the older side first."""
 
     code = "version-mismatch"
+
+
+class UnknownKind(RemoteProtocolError):
+    """A message is of a kind that its receiver has never heard of. Upgrade the older side."""
+
+    code = "unknown-kind"
 
 
 class PeerError(DroppexError):

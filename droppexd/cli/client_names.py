@@ -22,7 +22,7 @@ from droppexd.cli.render import (
 )
 from droppexd.client import OnStale
 from droppexd.errors import NotFound
-from droppexd.model import DEFAULT_FOLDER, FileEntry, normal_name
+from droppexd.model import DEFAULT_FOLDER, FileEntry, VersionId, normal_name
 from droppexd.wire.messages import ABSENT, ANYTHING
 
 
@@ -122,6 +122,8 @@ class Removal(NamedTuple):
 
     name: str
     size: int | None = 0
+    version: VersionId | None = None
+    """What the name had when it was listed."""
 
     @property
     def label(self) -> str:
@@ -167,7 +169,7 @@ async def remove(session: Session, names: Sequence[str], *, recursive: bool) -> 
     with Items(output) as items:
 
         async def remove_one(removal: Removal) -> None:
-            version = await session.client.remove(removal.name)
+            version = await session.client.remove(removal.name, known=removal.version)
             if output.as_json:
                 items.add({"name": removal.name, "version": str(version)})
 
@@ -187,7 +189,7 @@ async def _below(session: Session, folders: Sequence[str]) -> AsyncIterator[Remo
     for folder in folders:
         async with aclosing(session.client.list(_prefix_to_remove(folder), recursive=True)) as entries:
             async for entry in entries:
-                yield Removal(entry.name)
+                yield Removal(entry.name, version=entry.version)
 
 
 async def rename(session: Session, source: str, target: str, *, force: bool, keep: bool) -> int:

@@ -15,7 +15,7 @@ from droppexd.allocator import tune_allocator
 from droppexd.cli.client_settings import ClientSettings, load_settings
 from droppexd.cli.exits import ExitCode, ReaderGone, exit_code, leaves
 from droppexd.cli.render import Output, discard_stdout
-from droppexd.client import Client, open_client
+from droppexd.client import Client, OnWait, Patience, open_client
 from droppexd.daemon import system_runtime
 from droppexd.errors import DroppexError
 from droppexd.wire.keys import load_keys
@@ -131,7 +131,8 @@ async def _until_signal(
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(watch, signals)
-                async with _opened_client(settings, abandon_blocking) as client:
+                patience = Patience(total_s=settings.patience_s, on_wait=_waiting_note(output))
+                async with _opened_client(settings, patience, abandon_blocking) as client:
                     with working:
                         if connect_first:
                             await client.connect(timeout_s=CONNECT_S)
@@ -146,7 +147,9 @@ async def _until_signal(
 
 
 @asynccontextmanager
-async def _opened_client(settings: ClientSettings, abandon_blocking: bool) -> AsyncIterator[Client]:
+async def _opened_client(
+    settings: ClientSettings, patience: Patience, abandon_blocking: bool
+) -> AsyncIterator[Client]:
     tune_allocator()
     runtime = system_runtime()
     if abandon_blocking:
@@ -154,9 +157,21 @@ async def _opened_client(settings: ClientSettings, abandon_blocking: bool) -> As
     keys = load_keys(settings.key) if settings.key else None
     async with (
         open_zeromq_transport(keys=keys) as transport,
-        open_client(settings.app, transport, runtime) as client,
+        open_client(settings.app, transport, runtime, patience=patience) as client,
     ):
         yield client
+
+
+def _waiting_note(output: Output) -> OnWait:
+    """Return what tells that the app is waited for, once for each way in which it is away."""
+    told: set[str] = set()
+
+    def note(error: DroppexError, left_s: float) -> None:
+        if str(error) not in told:
+            told.add(str(error))
+            output.note(f"{error}; trying for {left_s:.0f} s")
+
+    return note
 
 
 def _run_abandonable(function: Callable[[*Ts], T], *args: *Ts) -> Awaitable[T]:

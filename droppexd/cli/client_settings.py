@@ -3,16 +3,23 @@
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
+from droppexd.config import parse_duration
 from droppexd.errors import ConfigError
 
 APP_VARIABLE = "DROPPEX_APP"
 CONFIG_VARIABLE = "DROPPEX_CONFIG"
+PATIENCE_VARIABLE = "DROPPEX_PATIENCE"
 SYSTEM_FILE = Path("/etc/droppex/client.toml")
 """What root begins or joins a cluster with; it counts where a user has no file."""
+
+PATIENCE_S = 30.0
+"""How long a command goes on while its app is away: longer than a restart takes."""
+
+_KEYS = ("app", "key", "patience")
 
 _ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
@@ -27,6 +34,8 @@ class ClientSettings:
     app: str
     key: Path | None = None
     """The client's key file (`droppexd keygen`); None only reaches an app on this machine."""
+    patience_s: float = PATIENCE_S
+    """How long to go on while the app is away; 0: not at all."""
 
 
 def user_file(environment: Mapping[str, str]) -> Path:
@@ -42,8 +51,14 @@ def load_settings(app: str | None, config: Path | None, environment: Mapping[str
     of `--app`, else of the `--config` file, else of DROPPEX_APP, else of the DROPPEX_CONFIG file, else of the
     file in the user's config folder, or where there is none of /etc/droppex/client.toml. The key comes from
     the first of these files that is named; the user's own file counts only when it also gives the address: a
-    key of one cluster is not tried on another.
+    key of one cluster is not tried on another. The patience is that of DROPPEX_PATIENCE, else of the file.
     """
+    settings = _load(app, config, environment)
+    told = environment.get(PATIENCE_VARIABLE)
+    return replace(settings, patience_s=_patience(told, PATIENCE_VARIABLE)) if told else settings
+
+
+def _load(app: str | None, config: Path | None, environment: Mapping[str, str]) -> ClientSettings:
     variable_file = environment.get(CONFIG_VARIABLE)
     named = config or (Path(variable_file) if variable_file else None)
     address = app if config else app or environment.get(APP_VARIABLE)
@@ -66,14 +81,15 @@ def _from_file(file: Path, address: str | None, fallback: str | None) -> ClientS
         raise ConfigError([f"{file}: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{file}: not valid TOML: {error}"]) from None
-    problems = [f"{file}: {key}: there is no such option" for key in document if key not in ("app", "key")]
+    problems = [f"{file}: {key}: there is no such option" for key in document if key not in _KEYS]
     key = _collect(problems, _key_file, file, document.get("key"))
     app = _collect(
         problems, _checked, address or document.get("app") or fallback, "--app" if address else f"{file}: app"
     )
-    if problems or app is None:
+    patience_s = _collect(problems, _patience, document.get("patience", PATIENCE_S), f"{file}: patience")
+    if problems or app is None or patience_s is None:
         raise ConfigError(problems)
-    return ClientSettings(app=app, key=key)
+    return ClientSettings(app=app, key=key, patience_s=patience_s)
 
 
 def _collect(problems: list[str], read: Callable[[*Ts], T], *args: *Ts) -> T | None:
@@ -92,6 +108,16 @@ def _key_file(file: Path, value: object) -> Path | None:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigError([f"{file}: key: must be the path of a key file, in quotes"])
     return file.parent / Path(value).expanduser()
+
+
+def _patience(value: object, where: str) -> float:
+    """Return seconds: of a duration as the daemon's configuration has them, or none at all."""
+    if value in (0, "0", "0s"):
+        return 0.0
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ConfigError([f"{where}: {error}"]) from None
 
 
 def _checked(address: object, where: str) -> str:

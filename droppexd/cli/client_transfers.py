@@ -4,7 +4,7 @@ import platform
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import trio
 from blake3 import blake3
@@ -22,7 +22,7 @@ from droppexd.cli.client_arguments import (
 )
 from droppexd.cli.client_batch import Batch, run_batch
 from droppexd.cli.client_session import Session
-from droppexd.cli.exits import ExitCode, expected_error, printable
+from droppexd.cli.exits import ExitCode, printable
 from droppexd.cli.local_files import (
     NewFile,
     Source,
@@ -48,31 +48,15 @@ from droppexd.cli.progress import Meter, progress_meter
 from droppexd.cli.render import (
     Items,
     count_text,
-    layout_text,
     rate_text,
     receipt_document,
     receipt_line,
     size_text,
 )
 from droppexd.client import Client
-from droppexd.errors import (
-    Conflict,
-    DroppexError,
-    NotAuthorised,
-    NotEnoughShards,
-    NotFound,
-    PeerError,
-    SessionClosed,
-    StaleRead,
-)
+from droppexd.errors import Conflict, NotFound, StaleRead
 from droppexd.model import FileEntry, Layout, Metadata, Receipt, VersionId, normal_name
-from droppexd.wire.messages import ABSENT, ANYTHING, Described
-
-RETRY_PAUSE_S = 1.0
-"""Between the two attempts at a put: time for the app to notice which pools are gone."""
-
-_HASH_STEP = 1024 * 1024
-
+from droppexd.wire.messages import ABSENT, ANYTHING
 
 # -- put -------------------------------------------------------------------------------------------
 
@@ -112,7 +96,7 @@ async def put(session: Session, uploads: Sequence[Upload], options: PutOptions) 
             transfer = _Transfer(meter)
             transfer.expect(item.size)
             try:
-                receipt = await _Put(session, item, options, transfer).run()
+                receipt = await _store(session, item, options, transfer)
             finally:
                 transfer.finish()
             if output.as_json:
@@ -141,74 +125,29 @@ async def _put_items(
             yield PutItem(found.path, f"{folder}/{found.relative}", found.size)
 
 
-class _Put:
-    """One file on its way in, with a second attempt if the first broke off."""
+async def _store(session: Session, item: PutItem, options: PutOptions, transfer: "_Transfer") -> Receipt:
+    """Store one file and return its receipt."""
+    name = normal_name(item.name)
+    source = await _open(item)
 
-    def __init__(self, session: Session, item: PutItem, options: PutOptions, transfer: "_Transfer") -> None:
-        self._client = session.client
-        self._output = session.output
-        self._item = item
-        self._options = options
-        self._transfer = transfer
+    def resumed(size: int) -> None:
+        session.output.note(
+            f"{item.label}: going on with an earlier put: {size_text(size)} are stored already"
+        )
 
-    async def run(self) -> Receipt:
-        """Store the file and return its receipt."""
-        name = normal_name(self._item.name)
-        source = await self._open()
-        with source.stream as stream:
-            try:
-                return await self._attempt(name, source)
-            except (DroppexError, BaseExceptionGroup) as error:
-                single = expected_error(error)
-                if source.size is None or not _may_work_again(single):
-                    raise
-                self._output.note(f"{self._item.label}: {single}; trying once more")
-            self._transfer.restart()
-            await trio.sleep(RETRY_PAUSE_S)
-            stream.seek(0)
-            try:
-                return await self._attempt(name, source)
-            except Conflict:
-                receipt = await self._first_attempt(name, stream)
-                if receipt is None:
-                    raise
-                return receipt
-
-    async def _open(self) -> Source:
-        if self._item.path == STREAM:
-            return Source(standard_input(), None, ())
-        refuse_folder(self._item.path)
-        if self._item.size is None:  # Opening a named pipe waits for who writes to it.
-            return await trio.to_thread.run_sync(open_source, self._item.path, abandon_on_cancel=True)
-        return open_source(self._item.path)
-
-    async def _attempt(self, name: str, source: Source) -> Receipt:
-        return await self._client.put_file(
+    with source.stream as stream:
+        return await session.client.put_file(
             name,
-            source.stream,
+            stream,
             size=source.size,
-            condition=ANYTHING if self._options.force else ABSENT,
-            layout=self._options.layout,
+            condition=ANYTHING if options.force else ABSENT,
+            layout=options.layout,
             metadata=source.metadata,
-            progress=self._transfer.advance,
-            origin=b"" if source.size is None else _origin_of(self._item.path),
-            on_resume=self._resumed,
+            progress=transfer.advance,
+            origin=b"" if source.size is None else _origin_of(item.path),
+            on_resume=resumed,
+            on_again=transfer.restart,
         )
-
-    def _resumed(self, size: int) -> None:
-        """Say that not all is sent again."""
-        self._output.note(
-            f"{self._item.label}: going on with an earlier put: {size_text(size)} are stored already"
-        )
-
-    async def _first_attempt(self, name: str, stream: BinaryIO) -> Receipt | None:
-        """Return the receipt of the first attempt if that was committed after all, its answer lost."""
-        try:
-            described = await self._client.describe(name)
-        except NotFound:
-            return None
-        digest = await trio.to_thread.run_sync(_digest_of, stream)
-        return _receipt_of(described) if described.blake3 == digest else None
 
 
 def _origin_of(path: str) -> bytes:
@@ -216,31 +155,13 @@ def _origin_of(path: str) -> bytes:
     return blake3(f"{platform.node()}\0{Path(path).resolve()}".encode(errors="surrogateescape")).digest()
 
 
-def _may_work_again(error: DroppexError | OSError | None) -> bool:
-    if isinstance(error, NotAuthorised):
-        return False
-    return isinstance(error, PeerError | NotEnoughShards | SessionClosed)
-
-
-def _digest_of(stream: BinaryIO) -> bytes:
-    hasher = blake3()
-    stream.seek(0)
-    while block := stream.read(_HASH_STEP):
-        hasher.update(block)
-    return hasher.digest()
-
-
-def _receipt_of(described: Described) -> Receipt:
-    return Receipt(
-        name=described.name,
-        version=described.version,
-        size=described.size,
-        blake3=described.blake3,
-        layout=layout_text(described),
-        survives_pools=described.survives_pools,
-        survives_machines=described.survives_machines,
-        note="stored by the first attempt, whose answer was lost",
-    )
+async def _open(item: PutItem) -> Source:
+    if item.path == STREAM:
+        return Source(standard_input(), None, ())
+    refuse_folder(item.path)
+    if item.size is None:  # Opening a named pipe waits for who writes to it.
+        return await trio.to_thread.run_sync(open_source, item.path, abandon_on_cancel=True)
+    return open_source(item.path)
 
 
 # -- get -------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from droppexd.errors import (
     PeerTimeout,
     RemoteProtocolError,
     StoreFull,
+    UnknownKind,
+    VersionMismatch,
 )
 
 
@@ -83,6 +85,8 @@ _ADVICE: tuple[tuple[type[DroppexError], str], ...] = (
     (NotMaster, "no controller leads just now; try again"),
     (IntegrityError, "nothing wrong was kept; `droppex stat` shows where the shards are"),
     (StoreFull, "delete files or add a pool"),
+    (VersionMismatch, ""),
+    (UnknownKind, ""),
     (RemoteProtocolError, "run the same release of droppex everywhere"),
 )
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, TextIO
 
 from droppexd.cli.exits import ReaderGone, error_text, printable
 from droppexd.client.orphans import OrphanVersion
+from droppexd.client.putting import layout_text
 from droppexd.model import (
     ClusterStatus,
     ExtentPlaces,
@@ -269,11 +270,6 @@ def entry_document(entry: FileEntry) -> Document:
         "created": time_document(entry.created_ms),
         "version": None if entry.version is None else str(entry.version),
     }
-
-
-def layout_text(described: Described) -> str:
-    """Return the layouts of a file's extents; most files have one, and empty ones none."""
-    return ", ".join(dict.fromkeys(str(extent.layout) for extent in described.extents))
 
 
 def described_document(described: Described) -> Document:

@@ -8,5 +8,18 @@ async with open_client("tcp://127.0.0.1:7701", transport, runtime) as client:
 from droppexd.client.client import Client, OnStale, open_client
 from droppexd.client.download import Download
 from droppexd.client.orphans import OrphanListing, OrphanState, OrphanVersion
+from droppexd.client.patience import OnWait, Patience
+from droppexd.client.putting import layout_text
 
-__all__ = ["Client", "Download", "OnStale", "OrphanListing", "OrphanState", "OrphanVersion", "open_client"]
+__all__ = [
+    "Client",
+    "Download",
+    "OnStale",
+    "OnWait",
+    "OrphanListing",
+    "OrphanState",
+    "OrphanVersion",
+    "Patience",
+    "layout_text",
+    "open_client",
+]

@@ -8,11 +8,14 @@ from typing import BinaryIO
 
 import trio
 
+from droppexd.client.changes import Changes
 from droppexd.client.download import Download, Progress
 from droppexd.client.keeping import kept_alive
 from droppexd.client.orphans import OrphanListing, OrphanVersion, pools_of
+from droppexd.client.patience import NONE, Patience, Trying
+from droppexd.client.putting import Attempt, OnAgain, Put
 from droppexd.client.upload import Resumed, Upload
-from droppexd.errors import DroppexError, InvalidName, InvalidRequest
+from droppexd.errors import DroppexError, InvalidName, InvalidRequest, StaleRead
 from droppexd.model import (
     SMALL_SIZE,
     ExtentId,
@@ -52,6 +55,7 @@ from droppexd.wire.messages import (
     Find,
     GetClose,
     GetOpen,
+    GetOpened,
     GetStatus,
     KeepStream,
     List,
@@ -74,7 +78,7 @@ from droppexd.wire.pool_messages import DrainPool, PoolDrained, PoolRemoved, Rem
 from droppexd.wire.relayout_messages import Relayout, RelayoutTold
 from droppexd.wire.replication_messages import Promote, Promoted
 from droppexd.wire.rpc import Connections, Terms, open_connections
-from droppexd.wire.transport import Transport
+from droppexd.wire.transport import Frame, Transport
 from droppexd.wire.upload_messages import DropUpload, ListUploads
 
 _CLOSE_S = 2.0
@@ -93,14 +97,19 @@ _PROMOTE_S = 330.0
 
 @asynccontextmanager
 async def open_client(
-    address: str, transport: Transport, runtime: Runtime, *, timeout_s: float = ANSWER_S
+    address: str,
+    transport: Transport,
+    runtime: Runtime,
+    *,
+    timeout_s: float = ANSWER_S,
+    patience: Patience = NONE,
 ) -> AsyncIterator["Client"]:
     """Open a client of the app at `address`; `timeout_s` bounds each question about names.
 
-    Nothing is sent before the first call.
+    With `patience` it goes on over a restart of the app: see `Client`. Nothing is sent before the first call.
     """
     async with open_connections(transport, terms=Terms()) as connections:
-        yield Client(address, connections, runtime, timeout_s)
+        yield Client(address, connections, runtime, timeout_s, patience)
 
 
 class Client:
@@ -108,13 +117,29 @@ class Client:
 
     Every method raises the errors of `droppexd.errors`: PeerError when the app is unreachable, NotFound,
     Conflict, InvalidName, NotEnoughShards, IntegrityError.
+
+    A client with patience asks again while the app is away: what changes nothing as it is, a change of a name
+    so that it is made once; a read goes on where it was; a put begins anew, if its source can be read again.
+    What an operator does to the cluster is asked once.
     """
 
-    def __init__(self, address: str, connections: Connections, runtime: Runtime, timeout_s: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        connections: Connections,
+        runtime: Runtime,
+        timeout_s: float,
+        patience: Patience = NONE,
+    ) -> None:
         self._address = address
         self._connections = connections
         self._runtime = runtime
         self._timeout_s = timeout_s
+        self._patience = patience
+        self._changes = Changes(self._ask_once, self._trying)
+
+    def _trying(self) -> Trying:
+        return Trying(self._patience, self._runtime)
 
     async def connect(self, *, timeout_s: float) -> None:
         """Return when the app is there. Raise PeerError when it is not, or not in time.
@@ -122,7 +147,7 @@ class Client:
         The other methods connect by themselves, but a put waits for its turn much longer than one waits for
         an app that may not be there at all.
         """
-        await self._connections.connect(self._address, timeout_s=timeout_s)
+        await self._trying().until_done(lambda: self._connections.connect(self._address, timeout_s=timeout_s))
 
     async def put_file(
         self,
@@ -136,10 +161,12 @@ class Client:
         progress: Progress | None = None,
         origin: bytes = b"",
         on_resume: Resumed | None = None,
+        on_again: OnAgain | None = None,
     ) -> Receipt:
         """Store what `source` holds, to its end, and return the receipt. Raise Conflict if the name exists.
 
-        `source` is read in a worker thread; `progress` is told of bytes as they become durable.
+        `source` is read in a worker thread; `progress` is told of bytes as they become durable, and
+        `on_again` when the put begins anew.
 
         With `origin`, up to 32 bytes that say where they come from, and `size`, a put of a large file that
         was interrupted is gone on with by the next of the same name and origin. What is stored already is
@@ -147,7 +174,11 @@ class Client:
         seekable.
         """
         upload = self._upload(name, condition, layout, metadata, origin, on_resume)
-        return await upload.put_file(source, size, progress)
+
+        async def attempt(progress: Progress | None) -> Receipt:
+            return await upload.put_file(source, size, progress)
+
+        return await self._put(name, source, attempt, progress, on_again)
 
     async def uploads(self) -> AsyncGenerator[UploadRecord, None]:
         """Yield the uploads that were interrupted, or are under way."""
@@ -175,9 +206,34 @@ class Client:
     ) -> Receipt:
         """Store bytes and return the receipt. Raise Conflict if the name exists."""
         upload = self._upload(name, condition, layout, metadata)
-        if len(data) <= SMALL_SIZE:
-            return await upload.put_bytes(data)
-        return await upload.put_file(io.BytesIO(data), len(data), None)
+        source = io.BytesIO(data)
+
+        async def attempt(progress: Progress | None) -> Receipt:
+            if len(data) <= SMALL_SIZE:
+                return await upload.put_bytes(data)
+            return await upload.put_file(source, len(data), progress)
+
+        return await self._put(name, source, attempt)
+
+    async def _put(
+        self,
+        name: str,
+        source: BinaryIO,
+        attempt: Attempt,
+        progress: Progress | None = None,
+        on_again: OnAgain | None = None,
+    ) -> Receipt:
+        if not self._patience.total_s:
+            return await attempt(progress)
+        put = Put(
+            source,
+            attempt=attempt,
+            describe=lambda: self.describe(name),
+            run_blocking=self._runtime.run_blocking,
+            progress=progress,
+            on_again=on_again,
+        )
+        return await put.run(self._trying())
 
     def _upload(
         self,
@@ -211,19 +267,35 @@ class Client:
         self, name: str, start: int, length: int | None, version: VersionId | None
     ) -> AsyncIterator[Download]:
         request = GetOpen(name=name, start=start, length=length, version=version)
-        info, first = await self._connections.call(self._address, request, timeout_s=self._timeout_s)
-        download = Download(self._connections, self._runtime, self._address, name, info, first)
+        info, first = await self._trying().until_done(lambda: self._open_at_app(request))
+        download = Download(
+            self._connections,
+            self._runtime,
+            self._address,
+            name,
+            info,
+            first,
+            self._open_at_app,
+            self._trying(),
+        )
+
+        def keep() -> KeepStream | None:
+            stream = download.opened.stream
+            return KeepStream(stream=stream, put=False) if stream else None
+
         try:
             if info.stream:
-                keep = KeepStream(stream=info.stream, put=False)
                 async with kept_alive(self._connections, self._address, keep):
                     yield download
             else:
                 yield download
         finally:
             await download.aclose()
-            if info.stream:
-                await self._close_read(info.stream)
+            if download.opened.stream:
+                await self._close_read(download.opened.stream)
+
+    async def _open_at_app(self, request: GetOpen) -> tuple[GetOpened, Sequence[Frame]]:
+        return await self._connections.call(self._address, request, timeout_s=self._timeout_s)
 
     async def _close_read(self, stream: int) -> None:
         with trio.move_on_after(_CLOSE_S, shield=True):
@@ -234,6 +306,14 @@ class Client:
 
     async def get_bytes(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         """Return the content of a name, or a part of it."""
+        try:
+            return await self._read_bytes(name, start, length)
+        except StaleRead:
+            if not self._patience.total_s:
+                raise
+        return await self._read_bytes(name, start, length)
+
+    async def _read_bytes(self, name: str, start: int, length: int | None) -> bytes:
         async with self.open_read(name, start=start, length=length) as download:
             return b"".join([frame async for frames in download for frame in frames])
 
@@ -294,10 +374,14 @@ class Client:
         """Return all that is known of a file, and where its shards are."""
         return await self._ask(Describe(name=normal_name(name)))
 
-    async def remove(self, name: str, *, condition: Condition = ANYTHING) -> VersionId:
-        """Remove a name and return the version it pointed at."""
-        changed = await self._ask(Remove(name=normal_name(name), condition=condition))
-        return changed.version
+    async def remove(
+        self, name: str, *, condition: Condition = ANYTHING, known: VersionId | None = None
+    ) -> VersionId:
+        """Remove a name and return the version it pointed at; `known` is what a listing said that this is."""
+        request = Remove(name=normal_name(name), condition=condition)
+        if not self._patience.total_s:
+            return (await self._ask_once(request)).version
+        return await self._changes.remove(request, known)
 
     async def rename(
         self, source: str, target: str, *, condition: Condition = ABSENT, keep: bool = False
@@ -306,7 +390,9 @@ class Client:
         request = Rename(
             source=normal_name(source), target=normal_name(target), condition=condition, keep=keep
         )
-        return (await self._ask(request)).version
+        if not self._patience.total_s:
+            return (await self._ask_once(request)).version
+        return await self._changes.rename(request)
 
     async def relayout(
         self, name: str, *, layout: Layout | None = None, progress: Progress | None = None
@@ -335,7 +421,7 @@ class Client:
         pools = (await self.status()).status.pools
         numbers = [str(one.number) for one in pools if one.name == pool]
         wanted = numbers[0] if len(numbers) == 1 else pool
-        return await self._ask(ReplacePool(pool=wanted, force=force))
+        return await self._ask_once(ReplacePool(pool=wanted, force=force))
 
     async def drain_pool(
         self, pool: str, *, undo: bool = False, force: bool = False, ask: bool = False
@@ -344,11 +430,11 @@ class Client:
 
         Raise NotFound, and Conflict when the others are too few for what is on it, unless `force`.
         """
-        return await self._ask(DrainPool(pool=pool, undo=undo, force=force, ask=ask))
+        return await self._ask_once(DrainPool(pool=pool, undo=undo, force=force, ask=ask))
 
     async def remove_pool(self, pool: str) -> PoolRemoved:
         """Remove a pool for good that was emptied. Raise NotFound, and Conflict while anything is there."""
-        return await self._ask(RemovePool(pool=pool))
+        return await self._ask_once(RemovePool(pool=pool))
 
     async def controllers(self) -> ControllersListed:
         """Return which controllers there are, and how each of them is."""
@@ -369,14 +455,14 @@ class Client:
 
         Raise NotFound, and Conflict while it answers, or too few others are left without `force`.
         """
-        await self._ask(RemoveController(name=name, force=force))
+        await self._ask_once(RemoveController(name=name, force=force))
 
     async def promote(self, address: str, *, accept_loss: bool = False, trial: bool = False) -> Promoted:
         """Make the controller at this address the master, or with `trial` ask what would come of it.
 
         Raise Conflict when there are too few others, and not `accept_loss`.
         """
-        return await self._ask(
+        return await self._ask_once(
             Promote(address=address, accept_loss=accept_loss, trial=trial), timeout_s=_PROMOTE_S
         )
 
@@ -395,7 +481,7 @@ class Client:
         Raise NotFound, Conflict when several roles have this name and none is given, and InvalidRequest for
         the master itself.
         """
-        return (await self._ask(RevokeMember(name=name, role=role))).members
+        return (await self._ask_once(RevokeMember(name=name, role=role))).members
 
     def orphans(self, *, after: ExtentId | None = None) -> OrphanListing:
         """Return an iterator over the versions that pools hold and the catalogue never knew.
@@ -418,7 +504,7 @@ class Client:
         )
         read = 0
         while True:
-            adoption = await self._ask(request)
+            adoption = await self._ask_once(request)
             if progress is not None and adoption.read > read:
                 progress(adoption.read - read)
                 read = adoption.read
@@ -431,7 +517,7 @@ class Client:
         for start in range(0, len(extents), PAGE_LIMIT):
             some = pools_of(extents[start : start + PAGE_LIMIT])
             request = DropOrphans(extents=tuple(Orphan(*one) for one in some))
-            refused += (await self._ask(request)).refused
+            refused += (await self._ask_once(request)).refused
         return refused
 
     async def status(self) -> Status:
@@ -457,6 +543,10 @@ class Client:
             request = replace(request, version=page.version, first=page.next)
 
     async def _ask(self, request: Request[R], *, timeout_s: float = 0.0) -> R:
+        """Ask what may be asked again without harm."""
+        return await self._trying().until_done(lambda: self._ask_once(request, timeout_s=timeout_s))
+
+    async def _ask_once(self, request: Request[R], *, timeout_s: float = 0.0) -> R:
         reply, _ = await self._connections.call(
             self._address, request, timeout_s=timeout_s or self._timeout_s
         )

@@ -17,7 +17,14 @@ from blake3 import blake3
 from droppexd.client.keeping import kept_alive
 from droppexd.client.together import chunks_together
 from droppexd.coding import chunk_checksum, extent_digest
-from droppexd.errors import DroppexError, IntegrityError, NotFound, RemoteProtocolError
+from droppexd.errors import (
+    DroppexError,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    PeerError,
+    RemoteProtocolError,
+)
 from droppexd.model import EXTENT_CHUNKS, SMALL_SIZE, Layout, Metadata, Receipt
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import (
@@ -106,10 +113,14 @@ class Upload:
         opened, _ = await self._connections.call(self._address, request, timeout_s=OPEN_S)
         keep = KeepStream(stream=opened.stream, put=True)
         try:
-            async with kept_alive(self._connections, self._address, keep):
+            async with kept_alive(self._connections, self._address, lambda: keep):
                 reader.unread(head)
                 first = await self._go_on(reader, opened, size or 0, progress) if opened.digests else 0
                 return await self._send(reader, first, opened, progress)
+        except InvalidRequest as error:
+            raise PeerError(
+                f"the app at {self._address} was started anew, or gave up this put: {error}"
+            ) from error
         except BaseException:
             await self._abort(opened.stream)
             raise

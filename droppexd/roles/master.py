@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from droppexd.errors import DroppexError, NotAuthorised, NotMaster, PeerError
+from droppexd.errors import DroppexError, NotAuthorised, NotMaster, PeerError, VersionMismatch
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import R, Request
 from droppexd.wire.rpc import Connections
@@ -110,7 +110,7 @@ class MasterLink:
                 self._leave(address, error.address)
             except NotAuthorised:
                 raise  # The key is wrong, and no controller will find it right.
-            except PeerError as error:
+            except (PeerError, VersionMismatch) as error:  # Another controller may be a neighbour's.
                 failure = error
                 self._leave(address)
             else:

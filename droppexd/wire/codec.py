@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from droppexd.errors import RemoteProtocolError, VersionMismatch
+from droppexd.errors import RemoteProtocolError, UnknownKind, VersionMismatch
 from droppexd.schema import pack, unpack
 from droppexd.wire import (
     group_messages,
@@ -19,7 +19,7 @@ from droppexd.wire import (
     replication_messages,
     upload_messages,
 )
-from droppexd.wire.messages import KINDS, PROTOCOL_VERSION, Message
+from droppexd.wire.messages import FIRST_VERSION, KINDS, PROTOCOL_VERSION, Message
 from droppexd.wire.transport import MAX_HEADER_BYTES, Frame
 
 _pack = msgpack.Packer(use_bin_type=True).pack
@@ -47,6 +47,8 @@ class Envelope(NamedTuple):
     term: int
     remaining_ms: int
     body: Sequence[Frame]
+    version: int = PROTOCOL_VERSION
+    """What both sides speak: the lower of the sender's version and ours."""
 
 
 class UndecodableRequest(RemoteProtocolError):
@@ -105,14 +107,10 @@ def _decode_message(
     fields: object,
     body: Sequence[Frame],
 ) -> Envelope:
-    if version != PROTOCOL_VERSION:
-        raise VersionMismatch(
-            f"protocol version {version} is not spoken here; this side speaks {PROTOCOL_VERSION}: "
-            "run the same release of droppex everywhere"
-        )
+    spoken = version if version == PROTOCOL_VERSION else _spoken_with(version)
     message_class = KINDS.get(kind) if type(kind) is int else None
     if message_class is None:
-        raise RemoteProtocolError(f"unknown kind of message {kind!r:.32}")
+        raise _unknown_kind(kind, version)
     if type(term) is not int or not 0 <= term < 2**63:
         raise RemoteProtocolError("malformed term")
     if type(remaining_ms) is not int or not 0 <= remaining_ms <= MAX_REMAINING_MS:
@@ -121,4 +119,26 @@ def _decode_message(
         raise RemoteProtocolError(f"{message_class.__name__} with {len(body)} body frames")
     if sum(map(len, body)) > message_class.body_bytes:
         raise RemoteProtocolError(f"{message_class.__name__} with an oversized body")
-    return Envelope(unpack(message_class, fields), request_id, term, remaining_ms, body)
+    return Envelope(unpack(message_class, fields), request_id, term, remaining_ms, body, spoken)
+
+
+def _spoken_with(version: int) -> int:
+    """Return the lower of a peer's version and ours; raise VersionMismatch when they are no neighbours."""
+    lower, higher = sorted((version, PROTOCOL_VERSION))
+    if lower < FIRST_VERSION or higher - lower > 1:
+        raise VersionMismatch(
+            f"protocol versions {higher} and {lower} do not work together: "
+            f"upgrade the side that speaks {lower}, one release at a time"
+        )
+    return lower
+
+
+def _unknown_kind(kind: object, version: int) -> RemoteProtocolError:
+    """Return the error for a kind that is not known here, in a message of a peer of this version."""
+    what = f"unknown kind of message {kind!r:.32}"
+    if version == PROTOCOL_VERSION:
+        return UnknownKind(f"{what}: both sides speak protocol version {version}, and one of them is wrong")
+    return UnknownKind(
+        f"{what}: its sender speaks protocol version {version} and its receiver {PROTOCOL_VERSION}; "
+        f"upgrade the side that speaks {min(version, PROTOCOL_VERSION)}"
+    )

@@ -48,6 +48,13 @@ from droppexd.model import (
 from droppexd.schema import Bounds, record
 
 PROTOCOL_VERSION = 1
+"""Told with every message, and one more in a release that adds a kind or a field of a message.
+
+A peer of the version before and one of the version after are talked to as well. So within one step a kind
+may only be added, and a field only behind the others and with a default: see ADR 12.
+"""
+
+FIRST_VERSION = 1
 
 MOST_TOGETHER = 4
 """Consecutive chunks, or pieces of one shard, that one message may carry: one a frame.

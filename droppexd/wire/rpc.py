@@ -29,10 +29,11 @@ from droppexd.errors import (
     PeerError,
     PeerTimeout,
     RemoteProtocolError,
+    VersionMismatch,
 )
 from droppexd.model import Role
 from droppexd.wire.codec import MAX_REMAINING_MS, UndecodableRequest, decode, encode
-from droppexd.wire.messages import Failed, Message, Reply, Request
+from droppexd.wire.messages import PROTOCOL_VERSION, Failed, Message, Reply, Request
 from droppexd.wire.transport import MAX_HEADER_BYTES, Channel, Frame, Listener, Peer, Transport
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Call(NamedTuple):
     term: int
     ticket: object
     """What the admission of this kind returned; None where there is none."""
+    version: int = PROTOCOL_VERSION
+    """Of the protocol: the lower of the peer's and ours. What an older peer would take amiss stays unsaid."""
 
 
 Handler = Callable[[Call, Any, Sequence[Frame]], Awaitable[Answer]]
@@ -230,7 +233,7 @@ class _Server:
     def receive(self, peer: Peer, frames: Sequence[Frame]) -> None:
         """Start the handler of a request, or say why not."""
         try:
-            request, request_id, term, remaining_ms, body = decode(frames)
+            request, request_id, term, remaining_ms, body, version = decode(frames)
         except UndecodableRequest as undecodable:
             self._complaints.log("a bad request of %s: %s", peer.name or peer.role, undecodable.error)
             self._reply(peer, undecodable.request_id, Failed.of(undecodable.error))
@@ -241,7 +244,7 @@ class _Server:
         try:
             if not isinstance(request, Request):
                 raise RemoteProtocolError(f"{type(request).__name__} is no request")
-            handler, call = self._admit(peer, request, term, body)
+            handler, call = self._admit(peer, request, term, body, version)
         except DroppexError as error:
             self._reply(peer, request_id, Failed.of(error))
             return
@@ -280,7 +283,7 @@ class _Server:
             return True
 
     def _admit(
-        self, peer: Peer, request: Request[Any], term: int, body: Sequence[Frame]
+        self, peer: Peer, request: Request[Any], term: int, body: Sequence[Frame], version: int
     ) -> tuple[Handler, Call]:
         """Return the handler of a request that may run now, or raise the reason why it may not."""
         role = peer.role
@@ -301,7 +304,7 @@ class _Server:
             raise PeerBusy("too many requests are outstanding")
         admission = self._admissions.get(type(request))
         ticket = None if admission is None else admission(peer, request, body)
-        return handler, Call(peer, term, ticket)
+        return handler, Call(peer, term, ticket, version)
 
     async def _handle(
         self,
@@ -545,6 +548,7 @@ class _Link:
         self.address = address
         self.idle_timer = idle_timer
         self.heard = 0
+        self.version: int | None = None
         self.last_used = trio.current_time()
         self.error: PeerError | None = None
         self._connected = False
@@ -631,14 +635,20 @@ class _Link:
         else:
             self.close(PeerError(f"{self.address} is not reachable"))
 
+    def _named(self, error: RemoteProtocolError) -> RemoteProtocolError:
+        """Return the error; one about versions with the address, for somebody must go there and upgrade."""
+        if isinstance(error, VersionMismatch):
+            return VersionMismatch(f"{self.address}: {error}")
+        return error
+
     def _receive(self, frames: Sequence[Frame]) -> None:
         self.heard += 1
         try:
-            message, request_id, term, _, body = decode(frames)
+            message, request_id, term, _, body, self.version = decode(frames)
         except UndecodableRequest as undecodable:
             pending = self._pending.pop(undecodable.request_id, None)
             if pending is not None:
-                pending.fail(undecodable.error)
+                pending.fail(self._named(undecodable.error))
             return
         except RemoteProtocolError as error:
             self.close(PeerError(f"{self.address} breaks the protocol: {error}"))
@@ -689,6 +699,11 @@ class Connections:
         """Return whether there is a live channel to this address."""
         link = self._links.get(address)
         return link is not None and link.connected
+
+    def spoken_with(self, address: str) -> int | None:
+        """Return the protocol version that both sides speak; None as long as the peer has said nothing."""
+        link = self._links.get(address)
+        return None if link is None else link.version
 
     def begin(
         self, address: str, request: Request[R], body: Sequence[Frame] = (), *, timeout_s: float

@@ -27,7 +27,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from droppexd.background import open_background
-from droppexd.errors import ConfigError, PeerError
+from droppexd.errors import ConfigError, KeyRefused, PeerError
 from droppexd.model import Role
 from droppexd.wire.keys import AllowList, Member, TransportKeys
 from droppexd.wire.transport import (
@@ -153,10 +153,10 @@ class ZeromqTransport:
         )
 
     def connect(self, address: str, on_message: ChannelCallback, on_lost: LostCallback) -> "_ZeromqChannel":
-        """Connect. Raise PeerError when the address is none, or needs keys."""
+        """Connect. Raise PeerError when the address is none, KeyRefused when it needs keys."""
         host = _host_of(address)
         if self._keys is None and not _is_loopback(host):
-            raise PeerError(f"connecting to {address} needs keys: see `droppexd join`")
+            raise KeyRefused(f"connecting to {address} needs keys: see `droppexd join`")
         socket = self._new_socket(zmq.DEALER, host)
         monitor: zmq.Socket[bytes] | None = None
         try:

@@ -193,11 +193,12 @@ class Cluster:
         others = [self._process(f"controller-{n}", "controller") for n in range(2, controllers + 1)]
         self.controller_processes = [self.controller, *others]
         self.app = self._process("app", "app")
+        self.more_apps = []
         self.pools = [self._process(f"pool-{number}", "pool") for number in range(1, pools + 1)]
 
     @property
     def processes(self):
-        return [*self.controller_processes, *self.pools, self.app]
+        return [*self.controller_processes, *self.pools, self.app, *self.more_apps]
 
     def _process(self, name, role):
         options = ["--key", str(self.key(f"{role}-{name}"))] if self.keys else []
@@ -250,6 +251,13 @@ class Cluster:
         self.controller_processes.append(process)
         process.start()
         return process
+
+    def add_app(self, name):
+        """Start one more app."""
+        app = self._process(name, "app")
+        self.more_apps.append(app)
+        app.start()
+        return app
 
     def end(self):
         for process in self.processes:

@@ -21,6 +21,7 @@ from droppexd.wire.keys import TransportKeys, generate_keypair, load_keys, read_
 from droppexd.wire.messages import (
     ABSENT,
     KINDS,
+    PROTOCOL_VERSION,
     Announce,
     Heartbeat,
     Ping,
@@ -200,11 +201,11 @@ def test_truncated_frames_on_every_port(cluster):
 def test_a_wrong_protocol_version_is_named_on_every_port(cluster):
     for address in ports_of(cluster):
         with raw_dealer(address) as dealer:
-            dealer.send(msgpack.packb([2, Ping.kind, 7, 0, 1000, []]))
+            dealer.send(msgpack.packb([PROTOCOL_VERSION + 2, Ping.kind, 7, 0, 1000, []]))
             answer = decode(receive(dealer))
             assert answer.request_id == 7
             assert isinstance(answer.message.error(), VersionMismatch)
-            assert "run the same release" in answer.message.text
+            assert f"upgrade the side that speaks {PROTOCOL_VERSION}" in answer.message.text
 
 
 # -- a client that vanishes ------------------------------------------------------------------------
@@ -366,7 +367,7 @@ def test_a_stranger_without_a_key_gets_nothing(keyed):
 
 
 def test_a_client_without_the_right_key_is_told_so_in_a_line(keyed):
-    (keyed.folder / "stranger.toml").write_text(f'app = "{keyed.app.address}"\n')
+    (keyed.folder / "stranger.toml").write_text(f'app = "{keyed.app.address}"\npatience = "0s"\n')
     done = keyed.droppex("--config", str(keyed.folder / "stranger.toml"), "ls", code=6)
     assert len(done.stderr.splitlines()) == 1
 

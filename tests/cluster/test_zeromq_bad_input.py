@@ -183,7 +183,7 @@ def test_bad_messages_are_answered_by_name_where_there_is_an_id(run):
         async with serving() as address, raw_dealer(address) as dealer:
             dealer.send(b"")
             dealer.send(b"\xc1\xc1")
-            for header in ([2, 3, 41, 0, 1000, []], [1, 999, 42, 0, 1000, []], [1, 3, 43, 0, 1000, None]):
+            for header in ([9, 3, 41, 0, 1000, []], [1, 999, 42, 0, 1000, []], [1, 3, 43, 0, 1000, None]):
                 dealer.send(msgpack.packb(header))
             dealer.send_multipart(encode(Done(), 44, 0, 0))
             dealer.send_multipart(encode(Ping(), 45, 0, 1000))

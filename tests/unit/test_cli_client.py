@@ -101,12 +101,20 @@ def test_wrong_usage_is_2_and_no_traceback(arguments, tmp_path):
     "arguments", [["ls"], ["status", "--json"], ["put", "/etc/hostname", "a"], ["cat", "a"]]
 )
 def test_an_app_that_is_not_there_is_6(arguments, tmp_path):
-    result = droppex("--app", "tcp://127.0.0.1:1", *arguments, home=tmp_path)
+    result = droppex("--app", "tcp://127.0.0.1:1", *arguments, home=tmp_path, DROPPEX_PATIENCE="0")
     assert result.returncode == 6
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("droppex: ")
     assert "tcp://127.0.0.1:1" in line
+
+
+def test_an_app_that_is_away_is_waited_for_and_that_is_said_once(tmp_path):
+    result = droppex("--app", "tcp://127.0.0.1:1", "ls", home=tmp_path, DROPPEX_PATIENCE="1s")
+    assert result.returncode == 6
+    waiting, failed = result.stderr.splitlines()
+    assert "tcp://127.0.0.1:1 is not reachable; trying for 1 s" in waiting
+    assert "tcp://127.0.0.1:1 is not reachable (" in failed
 
 
 def test_another_machine_without_a_key_is_one_clear_line(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from droppexd.cli.client_settings import ClientSettings, load_settings, user_file
+from droppexd.cli.client_settings import PATIENCE_S, ClientSettings, load_settings, user_file
 from droppexd.errors import ConfigError
 
 APP, OTHER, FILED = "tcp://127.0.0.1:1", "tcp://[::1]:2", "tcp://host.example:3"
@@ -79,3 +79,23 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_an_address_that_is_none(address):
     with pytest.raises(ConfigError, match="tcp://HOST:PORT"):
         load_settings(address, None, {})
+
+
+def test_patience_is_that_of_the_environment_else_of_the_file(file):
+    assert load_settings(APP, None, {}).patience_s == PATIENCE_S
+    assert load_settings(None, file, {}).patience_s == PATIENCE_S
+    file.write_text(f'app = "{FILED}"\npatience = "2m"\n')
+    assert load_settings(None, file, {}).patience_s == 120
+    assert load_settings(None, file, {"DROPPEX_PATIENCE": "7"}).patience_s == 7
+    assert load_settings(None, file, {"DROPPEX_PATIENCE": "0"}).patience_s == 0
+    file.write_text(f'app = "{FILED}"\npatience = "0s"\n')
+    assert load_settings(None, file, {}).patience_s == 0
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-1", "5 parsecs"])
+def test_patience_that_is_no_duration_is_a_mistake(file, wrong):
+    with pytest.raises(ConfigError, match="DROPPEX_PATIENCE"):
+        load_settings(APP, None, {"DROPPEX_PATIENCE": wrong})
+    file.write_text(f'app = "{FILED}"\npatience = "{wrong}"\n')
+    with pytest.raises(ConfigError, match="patience"):
+        load_settings(None, file, {})

@@ -1,4 +1,4 @@
-"""A put that breaks off is tried once more, as a whole; a get follows a name that is replaced meanwhile."""
+"""A put is told and metered; a get follows a name that is replaced meanwhile."""
 
 import io
 import os
@@ -19,12 +19,10 @@ from droppexd.errors import (
     IntegrityError,
     NotAuthorised,
     NotEnoughShards,
-    NotFound,
     PeerError,
     StaleRead,
 )
-from droppexd.model import ExtentId, ExtentPlaces, Layout, Receipt, VersionId
-from droppexd.wire.messages import Described
+from droppexd.model import Receipt, VersionId
 
 CONTENT = b"content" * 1000
 
@@ -44,19 +42,16 @@ def receipt_of(name, data):
 class FakeClient:
     """A cluster of one dictionary that fails as it is told."""
 
-    def __init__(self, *failures, commits_first=False):
+    def __init__(self, *failures):
         self.failures = list(failures)
-        self.commits_first = commits_first
         self.files = {}
-        self.origins = []
         self.attempts = 0
         self.progress = 0
 
-    async def put_file(self, name, source, *, size, condition, layout, metadata, progress, origin, on_resume):
+    async def put_file(
+        self, name, source, *, size, condition, layout, metadata, progress, on_again, origin, on_resume
+    ):
         self.attempts += 1
-        self.origins.append(origin)
-        if self.attempts > 1:
-            on_resume(5)
         await trio.lowlevel.checkpoint()
         data = source.read(10_000_000)
         assert size == len(data)
@@ -64,29 +59,14 @@ class FakeClient:
         failure = self.failures.pop(0) if self.failures else None
         if condition.absent and name in self.files:
             raise Conflict(f"{name} exists")
-        if failure is None or self.commits_first:
-            self.files[name] = data
         if failure is not None:
             raise failure
+        self.files[name] = data
         return receipt_of(name, data)
 
     async def describe(self, name):
         await trio.lowlevel.checkpoint()
-        if name not in self.files:
-            raise NotFound(name)
-        data = self.files[name]
-        return Described(
-            name=name,
-            version=VersionId(1, 7),
-            size=len(data),
-            blake3=blake3(data).digest(),
-            created_ms=0,
-            names=1,
-            metadata=(),
-            extents=(ExtentPlaces(id=ExtentId(1, 1), layout=Layout(1, 2), size=len(data), shards=()),),
-            survives_pools=2,
-            survives_machines=0,
-        )
+        return SimpleNamespace(size=len(self.files[name]), version=VersionId(1, 1))
 
     @asynccontextmanager
     async def open_read(self, name, *, start=0, length=None, version=None):
@@ -134,54 +114,31 @@ def put_it(client, path, **options):
 
 
 @pytest.mark.parametrize(
-    "failure", [PeerError("lost"), NotEnoughShards("pools died"), ExceptionGroup("", [PeerError("lost")])]
+    ("failure", "code"),
+    [
+        (NotAuthorised("no"), 1),
+        (IntegrityError("changed"), 1),
+        (Conflict("exists"), 4),
+        (PeerError("lost"), 6),
+    ],
 )
-def test_a_put_that_broke_off_is_tried_once_more(local, failure):
-    client = FakeClient(failure)
-    code, stdout, stderr = put_it(client, local)
-    assert (code, client.attempts) == (0, 2)
-    assert client.files == {"docs/a": CONTENT}
-    assert "stored docs/a" in stdout
-    assert "once more" in stderr
-    assert "going on with an earlier put: 5 B are stored already" in stderr
-    assert client.origins[0] == client.origins[1] != b""
-
-
-def test_a_put_is_not_tried_a_third_time(local):
-    client = FakeClient(*[NotEnoughShards("pools died")] * 2)
-    code, stdout, _ = put_it(client, local)
-    assert (code, client.attempts, stdout) == (5, 2, "")
-
-
-@pytest.mark.parametrize(
-    ("failure", "code"), [(NotAuthorised("no"), 1), (IntegrityError("changed"), 1), (Conflict("exists"), 4)]
-)
-def test_what_would_fail_again_is_not_tried_again(local, failure, code):
+def test_a_put_that_failed_ends_with_the_code_of_its_error(local, failure, code):
     client = FakeClient(failure)
     assert put_it(client, local)[0] == code
     assert client.attempts == 1
 
 
-def test_a_first_attempt_that_was_committed_after_all_is_no_conflict(local):
-    client = FakeClient(PeerError("the answer was lost"), commits_first=True)
+def test_a_put_that_begins_anew_is_metered_from_its_beginning(local):
+    class Restarted(FakeClient):
+        async def put_file(self, name, source, *, progress, on_again, **options):
+            progress(100)
+            on_again()
+            return await super().put_file(name, source, progress=progress, on_again=on_again, **options)
+
+    client = Restarted()
     code, stdout, _ = put_it(client, local)
-    assert code == 0
-    assert "version 1-7" in stdout
-    assert "first attempt" in stdout
-
-
-def test_somebody_elses_file_is_a_conflict_after_a_retry_too(local):
-    class Raced(FakeClient):
-        async def put_file(self, name, source, **options):
-            try:
-                return await super().put_file(name, source, **options)
-            except PeerError:
-                self.files[name] = b"theirs"
-                raise
-
-    client = Raced(PeerError("lost"))
-    assert put_it(client, local)[0] == 4
-    assert client.files == {"docs/a": b"theirs"}
+    assert (code, client.files) == (0, {"docs/a": CONTENT})
+    assert "stored docs/a" in stdout
 
 
 def test_a_pipe_is_read_once(tmp_path):
@@ -237,3 +194,16 @@ def test_parts_of_a_file(tmp_path, part, wanted):
     client.files["docs/a"] = CONTENT
     run(get, client, "docs/a", str(tmp_path / "out"), GetOptions(part=part))
     assert (tmp_path / "out").read_bytes() == wanted
+
+
+def test_a_put_says_where_its_bytes_come_from_and_what_is_stored_already(local):
+    class Interrupted(FakeClient):
+        async def put_file(self, name, source, *, origin, on_resume, **options):
+            self.origins = [*getattr(self, "origins", ()), origin]
+            on_resume(5)
+            return await super().put_file(name, source, origin=origin, on_resume=on_resume, **options)
+
+    client = Interrupted()
+    assert "going on with an earlier put: 5 B are stored already" in put_it(client, local)[2]
+    put_it(client, local, force=True)
+    assert client.origins[0] == client.origins[1] != b""

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from droppexd.errors import Conflict, NotMaster, PeerError
+from droppexd.errors import Conflict, NotMaster, PeerError, VersionMismatch
 from droppexd.model import Role
 from droppexd.roles.master import MasterLink
 from droppexd.wire.messages import Ping, Pong
@@ -32,8 +32,8 @@ async def controllers(stage, *names):
     return made, addresses
 
 
-async def link_to(stage, *seeds):
-    return MasterLink(await stage.connections("app"), seeds, stage.runtime)
+async def link_to(stage, *seeds, name="app"):
+    return MasterLink(await stage.connections(name), seeds, stage.runtime)
 
 
 def test_a_standby_leads_to_the_master_and_is_not_asked_again(play):
@@ -55,6 +55,20 @@ def test_a_standby_that_knows_no_master_is_passed_over(play):
         standby.error = NotMaster("no idea")
         link = await link_to(stage, *addresses)
         assert (await link.call(Ping(), timeout_s=5)).name == "master"
+
+    play(story)
+
+
+def test_a_controller_of_a_far_release_is_passed_over_and_named_when_there_is_no_other(play):
+    async def story(stage):
+        (far, master), addresses = await controllers(stage, "far", "master")
+        far.error = VersionMismatch("protocol versions 3 and 1 do not work together")
+        link = await link_to(stage, *addresses)
+        assert (await link.call(Ping(), timeout_s=5)).name == "master"
+        assert master.asked == 1
+        link = await link_to(stage, addresses[0], name="another")
+        with pytest.raises(PeerError, match=r"no master answers .* versions 3 and 1 do not work"):
+            await link.call(Ping(), timeout_s=5)
 
     play(story)
 

@@ -2,6 +2,7 @@
 
 import random
 
+import msgpack
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -16,13 +17,16 @@ from droppexd.errors import (
     PeerError,
     PeerTimeout,
     RemoteProtocolError,
+    UnknownKind,
     VersionMismatch,
 )
 from droppexd.model import Role
+from droppexd.schema import pack
 from droppexd.wire import rpc
 from droppexd.wire.codec import decode, encode
 from droppexd.wire.memory import MemoryNetwork
 from droppexd.wire.messages import (
+    PROTOCOL_VERSION,
     CloseSession,
     Done,
     GetClose,
@@ -702,30 +706,78 @@ def test_a_peer_that_answers_garbage_is_disconnected():
     run(scenario)
 
 
-def test_another_version_of_the_protocol_is_named_on_both_sides(monkeypatch):
+def header(version, kind, request_id, fields=()):
+    """Return a message of another release."""
+    return [msgpack.packb([version, kind, request_id, 0, 1000, fields])]
+
+
+async def answer_to(cluster, frames):
+    """Send frames as they are, and return what comes back."""
+    got = []
+    channel = cluster.b.connect(cluster.address, got.append, lambda: None)
+    await channel.ready()
+    channel.send(frames)
+    await trio.sleep(0.1)
+    (answer,) = got
+    return decode(answer)
+
+
+def test_a_version_that_is_no_neighbour_is_refused_on_both_sides(caplog):
     async def scenario(cluster):
         await cluster.serve({Ping: pong})
-        got = []
-        channel = cluster.b.connect(cluster.address, got.append, lambda: None)
-        await channel.ready()
-        monkeypatch.setattr("droppexd.wire.codec.PROTOCOL_VERSION", 2)
-        frames = encode(Ping(), 77, 0, 1000)
-        monkeypatch.undo()
-        channel.send(frames)
-        await trio.sleep(0.1)
-        (reply,) = got
-        assert decode(reply).request_id == 77
-        assert isinstance(decode(reply).message.error(), VersionMismatch)
+        text = f"protocol versions 9 and {PROTOCOL_VERSION} do not work together"
+        reply = await answer_to(cluster, header(9, Ping.kind, 77))
+        assert reply.request_id == 77
+        with pytest.raises(VersionMismatch, match=text):
+            raise reply.message.error()
+        (said,) = [record.getMessage() for record in caplog.records if text in record.getMessage()]
+        assert said.startswith("a bad request of ")
 
-        def make_frames(request_id):
-            monkeypatch.setattr("droppexd.wire.codec.PROTOCOL_VERSION", 2)
-            frames = encode(PONG, request_id, 0, 0)
-            monkeypatch.undo()
-            return frames
-
-        answer_with(cluster, make_frames)
-        with pytest.raises(VersionMismatch, match="protocol version 2"):
+        answer_with(cluster, lambda request_id: header(9, Pong.kind, request_id, pack(PONG)))
+        with pytest.raises(VersionMismatch, match=f"^{cluster.address}: {text}"):
             await cluster.call(Ping())
+
+    run(scenario)
+
+
+def test_a_newer_neighbour_is_answered_and_told_our_version():
+    async def scenario(cluster):
+        seen = []
+
+        async def note(call, request, _body):
+            seen.append(call.version)
+            return PONG
+
+        await cluster.serve({Ping: note})
+        reply = await answer_to(cluster, header(PROTOCOL_VERSION + 1, Ping.kind, 78, ["new"]))
+        assert (reply.message, reply.version) == (PONG, PROTOCOL_VERSION)
+        assert seen == [PROTOCOL_VERSION]
+
+    run(scenario)
+
+
+def test_a_kind_that_only_a_newer_neighbour_knows_is_refused_by_name():
+    async def scenario(cluster):
+        await cluster.serve({Ping: pong})
+        reply = await answer_to(cluster, header(PROTOCOL_VERSION + 1, 9999, 79))
+        newer, ours = PROTOCOL_VERSION + 1, PROTOCOL_VERSION
+        with pytest.raises(UnknownKind, match=f"{newer} and its receiver {ours}; upgrade .* speaks {ours}"):
+            raise reply.message.error()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(5, 4), (4, 5), (5, 5)])
+def test_connections_know_what_they_speak(monkeypatch, ours, theirs):
+    async def scenario(cluster):
+        monkeypatch.setattr("droppexd.wire.codec.PROTOCOL_VERSION", ours)
+        answer_with(
+            cluster,
+            lambda request_id: header(theirs, Pong.kind, request_id, [*pack(PONG), "of later releases"]),
+        )
+        assert cluster.connections.spoken_with(cluster.address) is None
+        assert (await cluster.call(Ping()))[0] == PONG
+        assert cluster.connections.spoken_with(cluster.address) == min(ours, theirs)
 
     run(scenario)
 

@@ -3,17 +3,22 @@
 import shutil
 from pathlib import Path
 
+import msgpack
 import pytest
 import trio
 
 from droppexd.catalog.catalogue import open_catalogue
 from droppexd.catalog.checking import check_catalogue
 from droppexd.catalog.copies import open_stopped_catalogue
+from droppexd.catalog.records import FORMAT, pack_token, unpack_name, unpack_token
 from droppexd.catalog.sqlite import open_sqlite_engine
 from droppexd.catalog.terms import read_history
 from droppexd.daemon import system_runtime
-from droppexd.model import MISSING, Membership
+from droppexd.errors import CatalogError
+from droppexd.model import MISSING, Membership, TokenRecord
 from droppexd.roles.log_shipping import read_members
+from droppexd.wire.messages import PROTOCOL_VERSION
+from tests.samples.make_messages import described
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CATALOGUES = sorted(SAMPLES.glob("catalogue-*.sqlite"))
@@ -82,3 +87,72 @@ def test_a_sample_is_opened_and_says_what_was_written(sample):
             assert (catalogue.totals.files, catalogue.totals.garbage) == (6, 1)
 
     trio.run(main)
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def records(lines):
+    """Return the number of its kind and the fields of every record, by its name."""
+    parts = [line.split() for line in lines]
+    return {name: (number, fields) for number, name, *fields in parts}
+
+
+def broken_by(former, present):
+    """Return what a neighbour that speaks `former` would take amiss in messages of `present`, and the reverse."""
+    amiss = []
+    for name, (number, fields) in former.items():
+        there = present.get(name)
+        if there is None or there[0] != number:
+            amiss.append(f"{number} {name} is gone")
+            continue
+        added = there[1][len(fields) :]
+        if there[1][: len(fields)] != fields or not all(field.endswith("=") for field in added):
+            amiss.append(f"{name} was {fields} and is {there[1]}")
+    return amiss
+
+
+FORMER = SAMPLES / f"messages-{max(1, PROTOCOL_VERSION - 1)}.txt"
+
+
+def test_neighbouring_releases_understand_each_other_s_messages():
+    """A field may only be added, behind the others and with a default, and no kind taken away: see ADR 12."""
+    assert broken_by(records(FORMER.read_text().splitlines()), records(described())) == []
+
+
+def test_each_version_of_the_protocol_has_its_sample():
+    names = {f"messages-{version}.txt" for version in range(1, PROTOCOL_VERSION + 1)}
+    assert names == {path.name for path in SAMPLES.glob("messages-*.txt")}
+
+
+@pytest.mark.parametrize(
+    ("present", "amiss"),
+    [
+        ("3 Ping\n4 Pong role name= \n9 New a", 0),
+        ("3 Ping\n4 Pong role name= added=", 0),
+        ("3 Ping\n4 Pong role name= added", 1),
+        ("3 Ping\n4 Pong name= role", 1),
+        ("3 Ping\n4 Pong role", 1),
+        ("3 Ping\n4 Pong role name", 1),
+        ("4 Pong role name=", 1),
+        ("5 Ping\n4 Pong role name=", 1),
+    ],
+)
+def test_what_neighbours_would_not_understand_is_found(present, amiss):
+    former = records(["3 Ping", "4 Pong role name="])
+    assert len(broken_by(former, records(present.splitlines()))) == amiss
+
+
+# -- records of the next release -------------------------------------------------------------------
+
+
+def test_a_record_of_a_newer_release_with_more_fields_is_read():
+    token = TokenRecord(public=bytes(40), roles=("pool",), expires_ms=5, uses=1)
+    longer = msgpack.packb([*msgpack.unpackb(pack_token(token)), "new"])
+    assert unpack_token(token.public, longer) == token
+
+
+def test_a_record_of_an_unknown_format_is_refused_in_one_line():
+    newer = msgpack.packb([FORMAT + 1, "whatever"])
+    with pytest.raises(CatalogError, match=rf"of format {FORMAT + 1} .* this release reads {FORMAT}"):
+        unpack_name(newer)
