@@ -15,16 +15,19 @@ SETTINGS = {
 EXTENT = CHUNK_SIZE * EXTENT_CHUNKS
 
 
-@pytest.fixture(scope="module")
-def big(tmp_path_factory):
-    """Return a file of two extents and a bit."""
-    path = tmp_path_factory.mktemp("big") / "big"
+def write_file(path, extents):
+    """Write a file of so many extents and a bit."""
     draw = random.Random(7)
     with path.open("wb") as file:
-        for _ in range(2):
-            file.write(draw.randbytes(EXTENT // 4) * 4)
-        file.write(draw.randbytes(40 * CHUNK_SIZE + 12345))
+        for _ in range(extents):
+            file.write(draw.randbytes(EXTENT // 16) * 16)
+        file.write(draw.randbytes(4 * CHUNK_SIZE) * 6 + b"end")
     return path
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    return write_file(tmp_path_factory.mktemp("big") / "big", 1)
 
 
 @pytest.fixture
@@ -99,13 +102,13 @@ def test_what_is_stored_is_not_sent_again(cluster, wait_until, big, who):
     assert uploads(cluster) == []
     assert fetched(cluster) == big.read_bytes()
     wait_until(lambda: at_rest(cluster), "no rest")
-    wait_until(lambda: shards(cluster) == 3 * 3, "something is left of the first attempt")
+    if who.startswith("client"):  # Else what the killed app had not noted is found by an hourly look.
+        wait_until(lambda: shards(cluster) == 2 * 3, "something is left of the first attempt")
 
 
 @pytest.mark.slow
-def test_only_what_is_the_same_still_is_kept(cluster, wait_until, big, tmp_path):
-    changing = tmp_path / "changing"
-    changing.write_bytes(big.read_bytes())
+def test_only_what_is_the_same_still_is_kept(cluster, wait_until, tmp_path):
+    changing = write_file(tmp_path / "changing", 2)
     interrupt(cluster, wait_until, changing, 2, lambda put: put.kill())
     with changing.open("r+b") as file:
         file.seek(EXTENT + 5)
