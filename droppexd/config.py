@@ -180,6 +180,16 @@ def _one_of(*names: str) -> Parse:
     return parse_choice
 
 
+def _io_threads(value: object) -> int:
+    try:
+        count = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else 0
+    except ValueError:
+        count = 0
+    if not 1 <= count <= 16:
+        raise ValueError(f"{value!r} is not a number of threads from 1 to 16")
+    return count
+
+
 def _few_controllers(value: object) -> int:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
@@ -341,6 +351,15 @@ class Config:
     log_level: Annotated[
         str, Option(_one_of(*LOG_LEVELS), f"How much is logged: {', '.join(LOG_LEVELS)}.", metavar="LEVEL")
     ] = "info"
+
+    io_threads: Annotated[
+        int,
+        Option(
+            _io_threads,
+            "So many threads of each role encrypt and send. More than 1 only for links above 1 GB/s.",
+            metavar="N",
+        ),
+    ] = 1
 
     controller_listen: Annotated[
         str, Option(_listen_address, "Where the controller listens.", metavar="ADDRESS")

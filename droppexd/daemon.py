@@ -276,7 +276,9 @@ class _Process:
         serve = {Role.CONTROLLER: self._controller, Role.POOL: self._pool, Role.APP: self._app}[role]
         try:
             # A transport for each role: a key proves one role only. It works until its role has ended.
-            async with open_zeromq_transport(keys=self._keys.get(role)) as transport:
+            async with open_zeromq_transport(
+                keys=self._keys.get(role), io_threads=self._config.io_threads
+            ) as transport:
                 with running.scope:
                     await serve(transport, started)
         finally:

@@ -214,6 +214,12 @@ def dev(
         str,
         typer.Option("--replace-after", metavar="DURATION", help=OPTIONS["controller_replace_after"].help),
     ] = "10m",
+    secure: Annotated[
+        bool, typer.Option("--secure", help="Encrypt all links, with keys that are made for it.")
+    ] = False,
+    io_threads: Annotated[
+        int, typer.Option("--io-threads", min=1, max=16, help=OPTIONS["io_threads"].help)
+    ] = 1,
     log_level: Annotated[
         str, typer.Option("--log-level", metavar="LEVEL", help=OPTIONS["log_level"].help)
     ] = "info",
@@ -235,6 +241,8 @@ def dev(
         delete_grace=delete_grace,
         replace_after=replace_after,
         log_level=log_level,
+        secure=secure,
+        io_threads=io_threads,
     )
     try:
         code = run_dev(data, options)

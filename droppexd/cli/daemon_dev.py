@@ -14,11 +14,13 @@ from typing import NamedTuple
 import trio
 
 import droppexd
+from droppexd.cli.daemon_keys import make_key
 from droppexd.cli.daemon_table import print_processes
 from droppexd.config import OPTIONS, parse_duration, parse_layout, variable_of
 from droppexd.errors import ConfigError, DroppexError, IdentityError, PeerError, StoreError
 from droppexd.model import PoolState, Role
 from droppexd.packed import is_packed
+from droppexd.wire.keys import TransportKeys, load_keys
 
 _START_S = 60.0
 """The cluster must answer within this; on an idle machine it takes two or three seconds."""
@@ -53,6 +55,8 @@ class DevOptions(NamedTuple):
     delete_grace: str
     replace_after: str
     log_level: str
+    secure: bool = False
+    io_threads: int = 1
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
@@ -167,6 +171,7 @@ class _Cluster:
 
         The app comes last, so that it knows all pools from its first moment.
         """
+        self._make_keys()
         told = ["--controller-delete-grace", self._options.delete_grace]
         told += ["--controller-replace-after", self._options.replace_after]
         controller = await self._start_child(Role.CONTROLLER, "controller", told)
@@ -176,6 +181,26 @@ class _Cluster:
                 options = [*seeds, "--pool-reserve", _POOL_RESERVE]
                 nursery.start_soon(self._start_child, Role.POOL, f"pool-{number}", options)
         await self._start_child(Role.APP, "app", [*seeds, "--layout", self._options.layout])
+
+    def _make_keys(self) -> None:
+        """Make the keys that are not there yet, before any process reads who the members are."""
+        if not self._options.secure:
+            return
+        members = [(Role.CONTROLLER, "controller"), (Role.APP, "app"), (Role.CLIENT, "client")]
+        members += [(Role.POOL, f"pool-{number}") for number in range(1, self._options.pools + 1)]
+        for role, name in members:
+            if not self._key_of(role, name).exists():
+                make_key(self._keys, role, name)
+
+    @property
+    def _keys(self) -> Path:
+        return self._folder / "keys"
+
+    def _key_of(self, role: Role, name: str) -> Path:
+        return self._keys / f"{role}-{name}.key"
+
+    def _client_keys(self) -> TransportKeys | None:
+        return load_keys(self._key_of(Role.CLIENT, "client")) if self._options.secure else None
 
     async def _start_child(self, role: Role, name: str, options: Sequence[str]) -> _Child:
         reader, writer = os.pipe()
@@ -202,6 +227,11 @@ class _Cluster:
         command = [*_DROPPEXD, "--role", role, "--name", name]
         command += ["--listen", "tcp://127.0.0.1:0", "--report-fd", str(report_fd)]
         command += ["--die-with-parent", str(os.getpid()), "--log-level", self._options.log_level]
+        command += ["--io-threads", str(self._options.io_threads)]
+        if self._options.secure:
+            command += ["--key", str(self._key_of(role, name))]
+            command += ["--keys-cluster", str(self._keys / "cluster.key")]
+            command += ["--keys-members", str(self._keys / "members.toml")]
         if role != Role.APP:
             command += ["--data", str(self._folder / name)]
         with log.open("wb") as file:
@@ -225,7 +255,7 @@ class _Cluster:
 
         wanted = {f"pool-{number}" for number in range(1, self._options.pools + 1)}
         async with (
-            open_zeromq_transport() as transport,
+            open_zeromq_transport(keys=self._client_keys()) as transport,
             open_connections(transport, terms=Terms()) as connections,
         ):
             while True:
@@ -265,7 +295,9 @@ class _Cluster:
             }
             for child in self._children
         ]
-        _replace(self._client_file, f"app = {json.dumps(self._app.address)}\n")
+        key = f"key = {json.dumps(str(self._key_of(Role.CLIENT, 'client')))}\n"
+        text = f"app = {json.dumps(self._app.address)}\n" + (key if self._options.secure else "")
+        _replace(self._client_file, text)
         _replace(self._folder / "dev.json", json.dumps({"processes": processes}, indent=2) + "\n")
 
     def show(self) -> None:
