@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import bench_catalog
 import bench_reconcile
 import bench_repair
+import bench_secure
 from bench_processes import MB, process, reset_peak, usage_of
 
 HERE = Path(__file__).resolve().parent
@@ -59,16 +60,17 @@ class Table:
 class Floor:
     """The process tree of bare ZeroMQ."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, environment: dict[str, str] | None = None) -> None:
         script = str(HERE / "bench_floor.py")
-        ports = []
+        env = {**os.environ, **(environment or {})}
+        self.ports = ports = []
         for arguments in (["controller"], *(["pool", str(folder / f"floor-{n}")] for n in range(POOLS))):
             if len(arguments) > 1:
-                Path(arguments[1]).mkdir()
-            child = stack.enter_context(process(script, *arguments))
+                Path(arguments[1]).mkdir(parents=True)
+            child = stack.enter_context(process(script, *arguments, env=env))
             ports.append(child.stdout.readline().strip())
-        app = stack.enter_context(process(script, "app", *ports))
-        self._client = stack.enter_context(process(script, "client", app.stdout.readline().strip()))
+        app = stack.enter_context(process(script, "app", *ports, env=env))
+        self._client = stack.enter_context(process(script, "client", app.stdout.readline().strip(), env=env))
 
     def run(self, verb: str, path: Path | str = "-", count: int = 0, concurrency: int = 1) -> float:
         """Do one thing and return the seconds it took."""
@@ -80,8 +82,8 @@ class Floor:
 class Client:
     """A process that uses the client library and does one thing after another."""
 
-    def __init__(self, stack: ExitStack, address: str) -> None:
-        self._process = stack.enter_context(process(str(HERE / "bench_client.py"), address))
+    def __init__(self, stack: ExitStack, address: str, *keys: str) -> None:
+        self._process = stack.enter_context(process(str(HERE / "bench_client.py"), address, *keys))
         self.pid = self._process.pid
 
     def run(self, do: str, **arguments: Any) -> float:
@@ -97,17 +99,22 @@ class Client:
 class Cluster:
     """A dev cluster and one client process that uses the client library."""
 
-    def __init__(self, stack: ExitStack, folder: Path, pools: int = POOLS, *options: str) -> None:
+    def __init__(
+        self, stack: ExitStack, folder: Path, pools: int = POOLS, *options: str, keys: Sequence[str] = ()
+    ) -> None:
+        """Start it; `keys` are the client's key file and number of threads, where links are encrypted."""
+        self._keys = keys
+        report = folder / "dev" / "dev.json"
+        report.unlink(missing_ok=True)  # Of an earlier cluster in this folder.
         command = ["-m", "droppexd", "dev", "--pools", str(pools), "--data", str(folder / "dev")]
         self._dev = stack.enter_context(process(*command, "--delete-grace", "1s", *options))
-        report = folder / "dev" / "dev.json"
         while not report.exists():
             if self._dev.poll() is not None:
                 raise SystemExit("the dev cluster did not start")
             time.sleep(0.05)
         self.processes = json.loads(report.read_text())["processes"]
         self.app = next(entry for entry in self.processes if entry["role"] == "app")
-        self._client = Client(stack, self.app["address"])
+        self._client = Client(stack, self.app["address"], *keys)
         self.client_pid = self._client.pid
         self.run = self._client.run
 
@@ -148,7 +155,8 @@ class Cluster:
 
     def droppex(self, *arguments: str) -> Any:
         """Run a command and return its document."""
-        command = [sys.executable, "-m", "droppexd.cli.client", "--app", self.app["address"], *arguments]
+        command = [sys.executable, "-m", "droppexd.cli.client", "--app", self.app["address"]]
+        command += [*(("--key", self._keys[0]) if self._keys else ()), *arguments]
         out = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(out.stdout)
 
@@ -457,6 +465,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="MiB of the large file (default: %(default)s)")
     parser.add_argument("--small", type=int, default=2000, help="small files (default: %(default)s)")
     parser.add_argument("--names", type=int, default=10_000, help="names to list (default: %(default)s)")
+    parser.add_argument(
+        "--secure",
+        action="store_true",
+        help="measure encrypted links, how many threads they want, draining and balancing, and nothing else",
+    )
     parser.add_argument("--repair", action="store_true", help="measure repair, and nothing else")
     parser.add_argument(
         "--repair-small",
@@ -498,7 +511,9 @@ def main() -> None:
         )
     folder = Path(tempfile.mkdtemp(prefix="droppex-bench-", dir=options.data))
     try:
-        if options.reconcile:
+        if options.secure:
+            table = bench_secure.run(folder, options.size, options.rounds)
+        elif options.reconcile:
             table = RepairBench(options, folder).run_reconcile()
         elif options.repair:
             table = RepairBench(options, folder).run()

@@ -1,6 +1,6 @@
 """The client of the benchmark: does what the JSON lines of its standard input say, and answers with seconds.
 
-Run by `bench.py`: python bench_client.py APP_ADDRESS
+Run by `bench.py`: python bench_client.py APP_ADDRESS [KEY_FILE] [IO_THREADS]
 """
 
 import json
@@ -15,6 +15,7 @@ import trio
 from droppexd.allocator import tune_allocator
 from droppexd.client import Client, open_client
 from droppexd.daemon import system_runtime
+from droppexd.wire.keys import load_keys
 from droppexd.wire.messages import ANYTHING
 from droppexd.wire.zeromq import open_zeromq_transport
 
@@ -108,6 +109,22 @@ class Bench:
         while (await self._client.status()).status.repair.left:
             await trio.sleep(0.05)
 
+    async def drain(self, pool: str) -> None:
+        """Empty a pool."""
+        told = await self._client.drain_pool(pool)
+        while told.shards:
+            await trio.sleep(0.02)
+            told = await self._client.drain_pool(pool, ask=True)
+
+    async def wait_for_balance(self, pool: str) -> None:
+        """Return once a pool has something, and all shards are where placement wants them."""
+        while True:
+            status = (await self._client.status()).status
+            held = next(one.shards for one in status.pools if one.name == pool)
+            if held and status.repair.balanced and not status.repair.left:
+                return
+            await trio.sleep(0.05)
+
     async def scrub(self) -> None:
         """Have every pool read and verify all that it holds."""
         started = await self._client.watch_scrubs(start=True)
@@ -122,11 +139,12 @@ class Bench:
                     del numbers[scrub.pool]
 
 
-async def main(address: str) -> None:
+async def main(address: str, key: str = "", io_threads: str = "1") -> None:
     """Serve the benchmark until the end of standard input."""
     runtime = system_runtime()
+    keys = load_keys(Path(key)) if key else None
     async with (
-        open_zeromq_transport() as transport,
+        open_zeromq_transport(keys=keys, io_threads=int(io_threads)) as transport,
         open_client(address, transport, runtime) as client,
     ):
         bench = Bench(client)
@@ -140,4 +158,4 @@ async def main(address: str) -> None:
 
 if __name__ == "__main__":
     tune_allocator()
-    trio.run(main, sys.argv[1])
+    trio.run(main, *sys.argv[1:])

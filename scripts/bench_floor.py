@@ -4,6 +4,9 @@ A client, an app, a controller and six pools. Large files: chunks of 4 MiB cut i
 and two more pieces of as many bytes where parity would be. Small files: one message to each of three
 pools and one to the controller. Plain writes and reads; no checksum, no catalogue, no flush, no coding.
 Run by `bench.py`, one process a role: python bench_floor.py ROLE ...
+
+With DROPPEX_FLOOR_CURVE in the environment all sockets are encrypted, and DROPPEX_FLOOR_THREADS says how many
+threads of libzmq each process has.
 """
 
 import os
@@ -23,16 +26,34 @@ WINDOW = 4
 SMALL_COPIES = 3
 
 
+CURVE = os.environ.get("DROPPEX_FLOOR_CURVE", "").encode()
+"""A secret key that all processes share, servers and clients, or nothing."""
+THREADS = int(os.environ.get("DROPPEX_FLOOR_THREADS", "1"))
+
+
+def new_socket(kind: int, *, serves: bool) -> zmq.Socket:
+    """Make a socket, encrypted if that is wanted."""
+    socket = zmq.Context.instance(THREADS).socket(kind)
+    if CURVE:
+        public = zmq.curve_public(CURVE)
+        socket.curve_secretkey = CURVE
+        if serves:
+            socket.curve_server = True
+        else:
+            socket.curve_publickey = socket.curve_serverkey = public
+    return socket
+
+
 def bound(kind: int) -> zmq.Socket:
     """Bind a socket to a free port and tell it to the parent."""
-    socket = zmq.Context.instance().socket(kind)
+    socket = new_socket(kind, serves=True)
     print(socket.bind_to_random_port("tcp://127.0.0.1"), flush=True)
     return socket
 
 
 def connected(port: str) -> zmq.Socket:
     """Connect to a port."""
-    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket = new_socket(zmq.DEALER, serves=False)
     socket.connect(f"tcp://127.0.0.1:{port}")
     return socket
 
@@ -193,7 +214,26 @@ def small(socket: zmq.Socket, verb: bytes, count: int, concurrency: int) -> None
         socket.recv_multipart()
 
 
+def copier(port: str, folder: str) -> None:
+    """Copy so many pieces from a pool to a file, for each line of standard input; print the seconds."""
+    socket = connected(port)
+    target = os.open(Path(folder) / "copied", os.O_RDWR | os.O_CREAT)
+    for line in sys.stdin:
+        count = int(line)
+        started = time.perf_counter()
+        asked = 0
+        for done in range(count):
+            while asked < count and asked < done + WINDOW * K:
+                socket.send_multipart([b"get", asked.to_bytes(4)])
+                asked += 1
+            number, piece = socket.recv_multipart(copy=False)
+            os.pwrite(target, piece.buffer, int.from_bytes(number.bytes) * (CHUNK // K))
+        os.fsync(target)
+        print(time.perf_counter() - started, flush=True)
+
+
 ROLES = {
+    "copier": copier,
     "pool": pool,
     "controller": controller,
     "app": lambda *ports: App(list(ports)).run(),
