@@ -48,12 +48,17 @@ async def relayout_files(session: Session, name: str | None, layout: Layout | No
     """Give a file, all below a folder, or all files a layout; print what changed."""
     output = session.output
     sums = _Sums()
+    one = name is not None and not name.endswith("/")
     with Items(output) as items, progress_meter(output, "relayout") as meter:
 
         async def relayout(file: _File) -> None:
             meter.expect(file.size)
             try:
                 told = await session.client.relayout(file.name, layout=layout, progress=meter.advance)
+            except NotFound:
+                if one:
+                    raise
+                return  # It was removed since it was listed.
             finally:
                 meter.finish_file()
             sums.add(told)
