@@ -43,11 +43,9 @@ def make_key(folder: Path, role: Role, name: str) -> str:
         file.flush()
         os.fsync(file.fileno())
     if role == Role.CLIENT:
-        return (
-            f"{own_file}: for {name} alone; and {members_file} goes to every app, controller and pool again"
-        )
+        return f"{own_file}: for {name} alone; and {members_file} goes to every controller again"
     return (
         f"{own_file}, {cluster_file} and {members_file}: for the {role} {name}, as\n"
         f'[keys]\nown = ["{own_file}"]\ncluster = "{cluster_file}"\nmembers = "{members_file}"\n'
-        f"{members_file} goes to every other app, controller and pool again"
+        f"{members_file} goes to every controller again: the others learn of it from these"
     )

@@ -137,6 +137,7 @@ def join_token(
     from droppexd.cli.daemon_join import CONFIG_FILE, config_folder
     from droppexd.config import parse_duration
     from droppexd.daemon import make_token
+    from droppexd.wire.member_messages import MAX_TOKEN_MS
     from droppexd.wire.tokens import format_token
 
     try:
@@ -145,6 +146,8 @@ def join_token(
             ttl_s = parse_duration(ttl)
         except ValueError as error:
             raise ConfigError([f"--ttl: {error}"]) from error
+        if ttl_s * 1000 > MAX_TOKEN_MS:
+            raise ConfigError([f"--ttl: {ttl} is too long: a token is good for 30 days at most"])
         file = config or config_folder(os.environ) / CONFIG_FILE
         loaded = Config.load({}, os.environ, file)
         token, expires_ms = trio.run(partial(make_token, loaded, roles, uses=uses, ttl_s=ttl_s))

@@ -110,7 +110,7 @@ def error_text(error: BaseException, subject: str = "") -> str:
     elif isinstance(error, DroppexError):
         text = "; ".join(str(error).splitlines()) or type(error).__name__
         advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), "")
-        if advice:
+        if advice and "`" not in text:  # Else it says itself what to do.
             text = f"{text} ({advice})"
     else:
         text = (
