@@ -435,7 +435,7 @@ class DiskStore:
     def _require_room(self, size: int) -> None:
         free = self._space().free
         if free - size < self._reserve:
-            raise StoreFull(f"{self._folder} has {free} bytes free, and {self._reserve} of them stay free")
+            raise StoreFull(f"the disk is full: {free} bytes are free, and {self._reserve} of them stay free")
 
 
 def _cannot_open(folder: Path, error: OSError) -> StoreError:

@@ -634,7 +634,9 @@ def test_below_its_reserve_the_store_takes_no_shards_but_drops_them(opener, file
 def test_a_long_shard_of_unknown_size_stops_at_the_reserve(opener, files, folder):
     store = opener(reserve_bytes=MEBIBYTE)
     writer = store.begin(0)
-    files.free = 1
+    files.free = 2 * MEBIBYTE
+    writer.write(0, bytes(MEBIBYTE))
+    files.free = MEBIBYTE
     with pytest.raises(StoreFull):
         writer.write(0, bytes(4 * MEBIBYTE))
     assert left_behind(folder) == []
