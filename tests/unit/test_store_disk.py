@@ -694,12 +694,30 @@ def test_a_tiny_disk_has_no_ballast(opener, files, folder):
 def test_a_full_disk_is_opened_with_the_room_of_the_ballast(opener, files, folder):
     opener(ballast_bytes=MEBIBYTE).close()
     files.free = 0
-    store = opener(ballast_bytes=MEBIBYTE)
-    assert not (folder / "ballast").exists()
-    assert store.usage().free == 0
+    left = []
+    for _ in range(9):
+        store = opener(ballast_bytes=MEBIBYTE)
+        assert store.usage().free == 0
+        store.close()
+        left.append(ballast.stat().st_size // 1024 if ballast.exists() else None)
+    assert left == [896, 768, 640, 512, 384, 256, 128, None, None]
+    files.free = None
+    opener(ballast_bytes=MEBIBYTE)
+    assert ballast.stat().st_size == MEBIBYTE
+
+
+def test_what_is_left_of_the_ballast_stays_when_there_is_no_room_to_refill_it(opener, files, folder):
+    opener(ballast_bytes=MEBIBYTE).close()
+    files.free = 0
+    opener(ballast_bytes=MEBIBYTE).close()
+    files.free = None
+    files.faults["allocate"] = errno.ENOSPC
+    opener(ballast_bytes=MEBIBYTE).close()
+    assert (folder / "ballast").stat().st_size == 896 * 1024
 
 
 # -- room -----------------------------------------------------------------------------------------------
+    ballast = folder / "ballast"
 
 
 def test_dropped_small_shards_give_their_room_back_to_the_disk(opener, store, folder):
