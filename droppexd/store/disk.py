@@ -406,8 +406,9 @@ class DiskStore:
 
     def usage(self) -> Usage:
         """Return how full the disk is."""
-        space = self._space()
-        return Usage(space.capacity, max(0, space.free - self._reserve), self._index.shards)
+        space, shards = self._space(), self._index.shards
+        free = max(0, space.free - self._reserve)
+        return Usage(space.capacity, free, shards, max(0, space.free - self._reserve // 2))
 
     def close(self) -> None:
         """Flush and unlock. Idempotent."""
