@@ -110,6 +110,12 @@ class NotEnoughShards(DroppexError):
         return self.missing
 
 
+class ClusterFull(NotEnoughShards):
+    """Too few pools have room for a write that survives a loss. Delete files or add a pool."""
+
+    code = "cluster-full"
+
+
 class NotFound(DroppexError):
     """No file has this name. Look at `droppex ls`."""
 
@@ -192,8 +198,8 @@ _BY_CODE = _all_classes(DroppexError)
 def from_wire(code: str, message: str, details: Sequence[str]) -> DroppexError:
     """Return the error that a peer reported, as the class it had there."""
     error_class = _BY_CODE.get(code, DroppexError)
-    if error_class is NotEnoughShards:
-        return NotEnoughShards(message, details)
+    if issubclass(error_class, NotEnoughShards):
+        return error_class(message, details)
     if error_class is NotMaster:
         return NotMaster(message, details[0] if details else "")
     if error_class is ConfigError:

@@ -54,6 +54,7 @@ from droppexd.cli.render import (
 )
 from droppexd.client import Client
 from droppexd.errors import (
+    ClusterFull,
     Conflict,
     DroppexError,
     NotAuthorised,
@@ -202,7 +203,7 @@ class _Put:
 
 
 def _may_work_again(error: DroppexError | OSError | None) -> bool:
-    if isinstance(error, NotAuthorised):
+    if isinstance(error, NotAuthorised | ClusterFull):
         return False
     return isinstance(error, PeerError | NotEnoughShards | SessionClosed)
 

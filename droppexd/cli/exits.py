@@ -4,6 +4,7 @@ import enum
 import os
 
 from droppexd.errors import (
+    ClusterFull,
     ConfigError,
     Conflict,
     DroppexError,
@@ -75,6 +76,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
 _ADVICE: tuple[tuple[type[DroppexError], str], ...] = (
     (UsageError, ""),
     (NotFound, "`droppex ls` shows what is there"),
+    (ClusterFull, "delete files or add a pool"),
     (NotEnoughShards, "`droppex status` shows the pools"),
     (NotAuthorised, "check the keys in the client file"),
     (KeyRefused, "a member can make a token for a new one with `droppexd join-token`"),
