@@ -158,6 +158,12 @@ class CatalogError(DroppexError):
     code = "catalog"
 
 
+class CatalogFull(CatalogError):
+    """The disk of the catalogue is full, and nothing was changed. Make room on it: it goes on by itself."""
+
+    code = "catalog-full"
+
+
 class SessionClosed(DroppexError):
     """The app's session with the master is over. Open a new one; what was under way is lost."""
 

@@ -4,6 +4,7 @@ import enum
 import os
 
 from droppexd.errors import (
+    CatalogFull,
     ClusterFull,
     ConfigError,
     Conflict,
@@ -85,6 +86,7 @@ _ADVICE: tuple[tuple[type[DroppexError], str], ...] = (
     (NotMaster, "no controller leads just now; try again"),
     (IntegrityError, "nothing wrong was kept; `droppex stat` shows where the shards are"),
     (StoreFull, "delete files or add a pool"),
+    (CatalogFull, "make room on the controller's disk: it goes on by itself"),
     (RemoteProtocolError, "run the same release of droppex everywhere"),
 )
 
