@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, TypeVarTuple
 import trio
 
 from droppexd.config import Config
-from droppexd.errors import ConfigError, KeyRefused, PeerError, StoreError
+from droppexd.errors import CatalogError, ConfigError, KeyRefused, PeerError, StoreError
 from droppexd.folders import make_folder
 from droppexd.model import MAX_CONTROLLERS, Role
 from droppexd.runtime import Runtime
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from droppexd.roles.controller_peers import Publish
     from droppexd.roles.pool_journal import JournalFolder
     from droppexd.roles.rebuilding import Rebuilt
+    from droppexd.store.ballast import Ballast
     from droppexd.wire.keys import AllowList, KeyPair, TransportKeys
     from droppexd.wire.member_messages import Enrolled
     from droppexd.wire.messages import Request
@@ -50,6 +51,10 @@ JOURNAL_FOLDER = "journal"
 
 _JOURNAL_CACHE_KIB = 2048
 """It is written to and hardly ever read."""
+
+_CATALOGUE_BALLAST_BYTES = 16 * 1024 * 1024
+_CATALOGUE_BALLAST_SHARE = 64
+"""At most this part of a controller's disk."""
 
 SHUTDOWN_S = 10.0
 """From the signal to the end of the process. A role's requests get less than that to finish."""
@@ -412,9 +417,10 @@ class _Process:
             async with _open_etcd_group(config, membership, runtime) as etcd:
                 yield _Opened(etcd, membership.cluster_id if membership else b"", {})
             return
+        ballast = await runtime.run_blocking(_catalogue_ballast, folder)
         async with (
             open_connections(transport, terms=Terms()) as connections,
-            open_sqlite_engine(folder / CATALOGUE_FILE, runtime) as engine,
+            open_sqlite_engine(folder / CATALOGUE_FILE, runtime, ballast=ballast) as engine,
         ):
             settings = FollowersSettings(
                 name=config.name,
@@ -603,6 +609,16 @@ async def _keep_members(folder: Path, runtime: Runtime, allowed: "AllowList") ->
     from droppexd.roles.admission import write_members
 
     await runtime.run_blocking(write_members, folder, allowed)
+
+
+def _catalogue_ballast(folder: Path) -> "Ballast":
+    """Return what keeps room for deletes on a controller's disk. Blocking."""
+    from droppexd.store.ballast import Ballast
+
+    try:
+        return Ballast(folder, _CATALOGUE_BALLAST_BYTES, share=_CATALOGUE_BALLAST_SHARE)
+    except OSError as error:
+        raise CatalogError(f"cannot look at the disk of {folder}: {error.strerror}") from error
 
 
 def _journal_folder(pool: Path, runtime: Runtime) -> "JournalFolder":

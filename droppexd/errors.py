@@ -116,6 +116,12 @@ class NotEnoughShards(DroppexError):
         return self.missing
 
 
+class ClusterFull(NotEnoughShards):
+    """Too few pools have room for a write that survives a loss. Delete files or add a pool."""
+
+    code = "cluster-full"
+
+
 class NotFound(DroppexError):
     """No file has this name. Look at `droppex ls`."""
 
@@ -158,6 +164,12 @@ class CatalogError(DroppexError):
     code = "catalog"
 
 
+class CatalogFull(CatalogError):
+    """The disk of the catalogue is full, and nothing was changed. Make room on it: it goes on by itself."""
+
+    code = "catalog-full"
+
+
 class SessionClosed(DroppexError):
     """The app's session with the master is over. Open a new one; what was under way is lost."""
 
@@ -198,8 +210,8 @@ _BY_CODE = _all_classes(DroppexError)
 def from_wire(code: str, message: str, details: Sequence[str]) -> DroppexError:
     """Return the error that a peer reported, as the class it had there."""
     error_class = _BY_CODE.get(code, DroppexError)
-    if error_class is NotEnoughShards:
-        return NotEnoughShards(message, details)
+    if issubclass(error_class, NotEnoughShards):
+        return error_class(message, details)
     if error_class is NotMaster:
         return NotMaster(message, details[0] if details else "")
     if error_class is ConfigError:

@@ -431,6 +431,10 @@ class PoolInfo:
         return self.state == PoolState.UP and self.membership == Membership.MEMBER
 
 
+DISK_FULL = "its disk is full"
+"""The trouble of a pool that takes shards again when there is room."""
+
+
 @record
 class ClusterMap:
     """Who is there. `version` says only which of two maps is fresher."""

@@ -37,7 +37,7 @@ from droppexd.catalog.records import (
     unpack_version,
 )
 from droppexd.catalog.state import Session, State
-from droppexd.errors import CatalogError
+from droppexd.errors import CatalogError, CatalogFull
 from droppexd.model import MISSING, Extent, ExtentId, Version, VersionId
 from droppexd.runtime import Runtime
 
@@ -84,6 +84,7 @@ class Batch:
         self._epoch = -1
         self._bytes = 0
         self._after: list[Callable[[], None]] = []
+        self._else: list[Callable[[], None]] = []
         self.large_changed = False
         """Whether a version of several extents came, went or moved."""
 
@@ -130,6 +131,15 @@ class Batch:
         """Change memory once the transaction is durable."""
         self._after.append(action)
 
+    def if_refused(self, action: Callable[[], None]) -> None:
+        """Change memory back when there was no room for the transaction."""
+        self._else.append(action)
+
+    def require_room(self) -> None:
+        """Raise CatalogFull when nothing is to be added now."""
+        if self.engine.shortage:
+            raise CatalogFull(self.engine.shortage)
+
     def operations(self) -> list[Operation]:
         """Return the transaction; empty when nothing is to be written."""
         for placement, counts in self._placements.items():
@@ -157,6 +167,13 @@ class Batch:
         if self._epoch >= 0:
             self._grace.end(self.clock.now())
         for action in self._after:
+            action()
+
+    def refused(self) -> None:
+        """Forget all of it: there was no room, and nothing was written."""
+        if self._epoch >= 0:
+            self._grace.end(self.clock.now())
+        for action in self._else:
             action()
 
     # -- numbers and sums ----------------------------------------------------------------------

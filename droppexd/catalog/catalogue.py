@@ -102,6 +102,7 @@ from droppexd.catalog.terms import begin_term, compare_term
 from droppexd.catalog.uploads import CommitUpload, DropUpload, ExtendUpload, TakeUpload
 from droppexd.errors import (
     CatalogError,
+    CatalogFull,
     DroppexError,
     IdentityError,
     InvalidRequest,
@@ -179,7 +180,7 @@ class Catalogue:
     """All files, pools and sessions of a cluster; made by `open_catalogue`, which begins a term.
 
     Every method raises NotMaster once another master has begun a later term, and CatalogError when the engine
-    failed.
+    failed. What changes anything raises CatalogFull when the disk has no room: then it has changed nothing.
     """
 
     def __init__(
@@ -707,6 +708,11 @@ class Catalogue:
 
     # -- the writer ----------------------------------------------------------------------------
 
+    @property
+    def shortage(self) -> str:
+        """Why nothing is added now, for the disk is full; empty while it may be."""
+        return self._engine.shortage
+
     def failed(self) -> bool:
         """Return whether the catalogue takes no more changes."""
         return self._failure is not None
@@ -752,7 +758,7 @@ class Catalogue:
                 if failure is not None:
                     one.error = _again(failure)
                 one.done.set()
-            if failure is not None:
+            if failure is not None and not isinstance(failure, CatalogFull):
                 self._fail(failure)
 
     async def _judge_and_commit(self, waiting: list[_Waiting]) -> None:
@@ -766,16 +772,20 @@ class Catalogue:
                 break
             try:
                 one.result = await one.change.judge(batch)
-            except CatalogError:
-                raise
             except DroppexError as error:
+                if isinstance(error, CatalogError) and not isinstance(error, CatalogFull):
+                    raise
                 one.error = error
         await self._commit(batch)
 
     async def _commit(self, batch: Batch) -> None:
         operations = batch.operations()
-        if operations and await self._engine.txn((self._fence,), operations) is None:
-            raise NotMaster("another controller has become the master")
+        try:
+            if operations and await self._engine.txn((self._fence,), operations) is None:
+                raise NotMaster("another controller has become the master")
+        except CatalogFull:
+            batch.refused()
+            raise
         self._large_changes += batch.large_changed
         batch.committed()
 

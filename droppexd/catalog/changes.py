@@ -71,8 +71,13 @@ class RememberedChange(ABC):
 
     operation: OperationId
 
+    @property
+    def adds(self) -> bool:
+        """Whether it is refused while room is short: it is no way to get any."""
+        return True
+
     async def judge(self, batch: Batch) -> Any:
-        """Return the remembered outcome, or decide and remember."""
+        """Return the remembered outcome, or decide and remember. Raise CatalogFull."""
         operation = self.operation
         key = outcome_key(operation)
         remembered = await batch.get(key)
@@ -83,6 +88,8 @@ class RememberedChange(ABC):
             return self.answer(outcome)
         session = batch.state.open_session(operation.session)
         _check_floor(operation, session, "operation")
+        if self.adds:
+            batch.require_room()
         try:
             outcome = await self.decide(batch, session)
         except REMEMBERED_REFUSALS as refusal:
@@ -248,6 +255,11 @@ class RemoveName(_NameChange):
     name: str
     expected: Expected
 
+    @property
+    def adds(self) -> bool:
+        """Whether it is refused while room is short: no, it gives room."""
+        return False
+
     def reads(self) -> list[bytes]:
         """Return what judging reads."""
         return [outcome_key(self.operation), name_key(self.name)]
@@ -272,6 +284,11 @@ class RenameName(_NameChange):
     target: str
     expected: Expected
     keep: bool
+
+    @property
+    def adds(self) -> bool:
+        """Whether it is refused while room is short: a second name is."""
+        return self.keep
 
     def reads(self) -> list[bytes]:
         """Return what judging reads."""
@@ -370,6 +387,7 @@ class SaveSession:
         if session is None or session.closing:
             return
         session.closing = self.close
+        batch.if_refused(partial(setattr, session, "closing", False))
         batch.put_session(self.session, session)
 
 

@@ -61,6 +61,11 @@ class Engine(Protocol):
         """The revision of the last acknowledged transaction; 0 for a new engine."""
         ...
 
+    @property
+    def shortage(self) -> str:
+        """Why nothing is to be added, for the disk has no room but what is kept for deletes; else empty."""
+        ...
+
     async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """Return the entries under these keys, in the order asked, all as of one moment."""
         ...
@@ -76,7 +81,8 @@ class Engine(Protocol):
     async def txn(self, compare: Sequence[Compare], then: Sequence[Operation]) -> int | None:
         """Apply all of `then` if all of `compare` holds; return the revision, or None when it did not hold.
 
-        When it returns a revision, the transaction survives power loss. Raise CatalogError when the engine
+        When it returns a revision, the transaction survives power loss. Raise CatalogFull when the disk has
+        no room: nothing was changed, and the engine goes on. Raise any other CatalogError when the engine
         failed: the outcome is then unknown, and the engine takes no more writes.
         Transactions that wait at the same time may share one flush. Keys of `then` are distinct.
         """

@@ -142,6 +142,8 @@ class EtcdEngine:
     """An Engine on etcd, for the time of one mandate; made by `EtcdGroup.campaign`, which runs `work`."""
 
     most_bytes = MOST_BYTES
+    shortage = ""
+    """Of the room in etcd, its quota decides."""
 
     def __init__(
         self,

@@ -4,11 +4,12 @@ A controller that has promised a term takes nothing from the master of a lower o
 and for people too.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from droppexd.errors import CatalogError
+from droppexd.errors import CatalogError, CatalogFull
 from droppexd.folders import read_small_file, replace_file
 from droppexd.runtime import RunBlocking
 
@@ -112,4 +113,5 @@ def _write(path: Path, promise: Promise) -> None:
     try:
         replace_file(path, (json.dumps(fields) + "\n").encode())
     except OSError as error:
-        raise CatalogError(f"{path} cannot be written: {error.strerror}") from error
+        kind = CatalogFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else CatalogError
+        raise kind(f"{path} cannot be written: {error.strerror}") from error

@@ -12,7 +12,7 @@ from droppexd.catalog.engine import MOST_BYTES, Compare, Entry, LogEntry, Operat
 from droppexd.catalog.replica import Installation, LogRow, pack_operations, unpack_operations
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
-from droppexd.errors import CatalogError
+from droppexd.errors import CatalogError, CatalogFull
 from droppexd.runtime import Runtime
 
 KEEP_REVISIONS = 100_000
@@ -109,6 +109,10 @@ class SimulatedEngine:
         self._failure = ""
         self._flush_failure = ""
         self._written_all_the_same = 0
+        self.shortage = ""
+        """Why nothing is to be added; for tests to set."""
+        self.full = False
+        """Whether the disk has no room for anything; for tests to set."""
 
     @property
     def revision(self) -> int:
@@ -144,6 +148,8 @@ class SimulatedEngine:
         check_txn(then)
         if self._failure:
             raise CatalogError(self._failure)
+        if self.full and then:
+            raise CatalogFull("the simulated disk is full, and nothing was changed")
         waiting = WaitingTxn(compare, then)
         self._waiting.append(waiting)
         # Whoever holds the lock writes for all who wait; it takes them only after the flush's time, so that
@@ -268,7 +274,7 @@ class SimulatedEngine:
             if self.disk.holds(txn.compare) and txn.then:
                 self.disk.apply(self._runtime.clock.wall_ms(), txn.then)
         for txn in lost:
-            txn.fail(self._failure)
+            txn.fail(CatalogError(self._failure))
 
     def _fail(self, reason: str) -> None:
         self._failure = reason

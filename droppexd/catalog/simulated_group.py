@@ -125,6 +125,7 @@ class LinkedEngine:
     """The store's engine as the master of one mandate uses it."""
 
     most_bytes = MOST_BYTES
+    shortage = ""
 
     def __init__(self, link: StoreLink, mandate: int) -> None:
         self._link = link

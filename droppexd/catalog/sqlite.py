@@ -28,9 +28,10 @@ from droppexd.brief import BriefWork
 from droppexd.catalog.engine import MOST_BYTES, Compare, Entry, LogEntry, Operation
 from droppexd.catalog.replacement import finish_replacement
 from droppexd.catalog.replica import Installation, LogRow, pack_operations, unpack_operations
+from droppexd.catalog.room import Ballast, Room, is_full
 from droppexd.catalog.transactions import WaitingTxn, check_limit, check_txn, log_entries, log_trimmed
 from droppexd.catalog.watching import Watch, Watchers
-from droppexd.errors import CatalogError, IdentityError
+from droppexd.errors import CatalogError, CatalogFull, IdentityError
 from droppexd.folders import flush_folder, make_folder
 from droppexd.runtime import Runtime
 
@@ -67,6 +68,12 @@ APPLICATION_ID = 0x64707863
 SCHEMA_VERSION = 1
 
 _CHECKPOINT_PAGES = 4000
+_SHORT_CHECKPOINT_PAGES = 64
+"""While room is short: what the WAL has already is written over again before it grows."""
+_LEAST_ROOM_BYTES = 256 * 1024
+"""With less on the disk it is no damage when a file cannot be opened: SQLite makes one of 32 KiB first."""
+_LOOK_S = 1.0
+"""Between two looks for room, while it is short."""
 _WAL_KEPT_BYTES = 64 * 1024 * 1024
 CACHE_KIB = 32 * 1024
 """Of each connection, at most."""
@@ -89,6 +96,21 @@ def _damaged(path: Path, error: sqlite3.Error) -> CatalogError:
         f"the catalogue {path} cannot be read: {error}. Nothing was changed; to go back to a "
         f"backup: droppexd catalog restore BACKUP --force --data {path.parent}"
     )
+
+
+def _cannot_open(path: Path, error: sqlite3.Error | OSError) -> CatalogError:
+    disk = os.statvfs(path.parent)
+    if disk.f_bavail * disk.f_frsize < _LEAST_ROOM_BYTES:
+        return CatalogFull(
+            f"the catalogue {path} is on a disk without any room: make a little, then start the controller"
+        )
+    if isinstance(error, sqlite3.Error):
+        return _damaged(path, error)
+    return CatalogError(f"the catalogue {path} cannot be opened: {error}")
+
+
+def _full(path: Path) -> CatalogFull:
+    return CatalogFull(f"the disk of the catalogue {path} is full, and nothing was changed")
 
 
 def _connect(path: Path, cache_kib: int) -> sqlite3.Connection:
@@ -183,8 +205,11 @@ class RecentRows:
 class _File:
     """The three connections and what is done on them. Blocking; knows nothing of tasks."""
 
-    def __init__(self, path: Path, keep_revisions: int, keep_bytes: int, cache_kib: int) -> None:
+    def __init__(
+        self, path: Path, keep_revisions: int, keep_bytes: int, cache_kib: int, ballast: Ballast | None
+    ) -> None:
         self.path = path
+        self.room = Room(path, ballast)
         self._keep_revisions = keep_revisions
         self._keep_bytes = keep_bytes
         try:
@@ -194,6 +219,7 @@ class _File:
             raise CatalogError(f"the catalogue {path} cannot be opened: {error.strerror}") from error
         opened: list[sqlite3.Connection] = []
         try:
+            self.room.before_opening()
             finish_replacement(path)
             opened.append(_connect(path, cache_kib))
             _prepare(opened[0], path)
@@ -205,11 +231,10 @@ class _File:
             for connection in opened:
                 connection.close()
             os.close(self._lock)
-            if isinstance(error, sqlite3.Error):
-                raise _damaged(path, error) from error
-            if isinstance(error, OSError):
-                raise CatalogError(f"the catalogue {path} cannot be opened: {error}") from error
+            if isinstance(error, sqlite3.Error | OSError):
+                raise _cannot_open(path, error) from error
             raise
+        self.regain()
         self.revision: int = newest or 0
         self.written: Sequence[LogRow] = ()
         """The rows of the last `apply` or `append`."""
@@ -221,7 +246,10 @@ class _File:
         """The last revision of a copy in the making."""
 
     def apply(self, batch: Sequence[WaitingTxn], time_ms: int) -> list[int | None]:
-        """Apply transactions in order with one flush; return what each `txn` returns."""
+        """Apply transactions in order with one flush; return what each `txn` returns. Raise CatalogFull."""
+        return self._within_room(lambda: self._apply(batch, time_ms))
+
+    def _apply(self, batch: Sequence[WaitingTxn], time_ms: int) -> list[int | None]:
         writer = self._writer
         revision = self.revision
         results: list[int | None] = []
@@ -246,11 +274,14 @@ class _File:
         return results
 
     def append(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
-        """Write down rows of a log that follow the last revision, with one flush."""
+        """Write down rows of a log that follow the last revision, with one flush. Raise CatalogFull."""
         if rows and rows[0].revision != self.revision + 1:
             raise CatalogError(
                 f"revision {rows[0].revision} of a log does not follow on {self.revision}, the last here"
             )
+        self._within_room(lambda: self._append(rows, operations))
+
+    def _append(self, rows: Sequence[LogRow], operations: Sequence[Sequence[Operation]]) -> None:
         self._writer.execute("BEGIN IMMEDIATE")
         self._write_rows(rows, operations)
         self._commit(rows[-1].revision if rows else self.revision)
@@ -270,6 +301,47 @@ class _File:
             self._trim(revision)
         self._writer.execute("COMMIT")
         self.revision = revision
+
+    # -- room ----------------------------------------------------------------------------------
+
+    def _within_room(self, write: Callable[[], T]) -> T:
+        """Write a transaction; where the disk has no room, with that of the ballast.
+
+        Raise CatalogFull when that does not do either: nothing was changed.
+        """
+        emptied = False
+        while True:
+            try:
+                return write()
+            except sqlite3.Error as error:
+                self._undo_full(error)
+                failure = error
+            if not self.room.make() and emptied:
+                raise _full(self.path) from failure
+            if self.room.shortage:
+                self._writer.execute(f"PRAGMA wal_autocheckpoint = {_SHORT_CHECKPOINT_PAGES}")
+            self._empty_log()
+            emptied = True
+
+    def _undo_full(self, error: sqlite3.Error) -> None:
+        """Roll back what found no room; raise the error when it is another, or that cannot be done."""
+        self.abandon()
+        if not is_full(error) or self._writer.in_transaction:
+            raise error
+
+    def _empty_log(self) -> None:
+        """Move the WAL into the file, so that its room is written over: it keeps what it has."""
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+
+    def regain(self) -> None:
+        """Look whether the disk has room again."""
+        self.room.regain()
+        if not self.room.shortage:
+            self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
     def _trim(self, newest: int) -> None:
         """Delete the far end of the log: what is older than is kept, or too much by a sample of its sizes."""
@@ -395,8 +467,8 @@ class _WaitingJob:
         self.done = trio.Event()
         self.error: CatalogError | None = None
 
-    def fail(self, reason: str) -> None:
-        self.error = CatalogError(reason)
+    def fail(self, error: CatalogError) -> None:
+        self.error = error
         self.done.set()
 
 
@@ -431,6 +503,11 @@ class SqliteEngine:
     def failure(self) -> str:
         """Why the engine takes no more writes; empty while it does."""
         return self._failure
+
+    @property
+    def shortage(self) -> str:
+        """Why nothing is to be added, for the disk has no room but what is kept for deletes; else empty."""
+        return self._file.room.shortage
 
     async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """Return the entries under these keys, in the order asked, all as of one moment."""
@@ -579,8 +656,12 @@ class SqliteEngine:
             self._file.abandon()
             job.error = error
         except sqlite3.Error as error:
-            self._give_up(error)
-            job.error = CatalogError(self._failure)
+            if is_full(error):
+                self._file.abandon()
+                job.error = _full(self._file.path)
+            else:
+                self._give_up(error)
+                job.error = CatalogError(self._failure)
         else:
             job.error = None
             self._remember()
@@ -596,10 +677,14 @@ class SqliteEngine:
         time_ms = self._runtime.clock.wall_ms()
         try:
             revisions = await self._commits.run(self._file.apply, batch, time_ms)
+        except CatalogFull as error:
+            for txn in batch:
+                txn.fail(error)
+            return
         except sqlite3.Error as error:
             self._give_up(error)
             for txn in batch:
-                txn.fail(self._failure)
+                txn.fail(CatalogError(self._failure))
             return
         self._revision = self._file.revision
         self._remember()
@@ -607,6 +692,14 @@ class SqliteEngine:
             if revision is not None and self._watchers:
                 self._watchers.deliver(log_entries(revision, time_ms, txn.then))
             txn.succeed(revision)
+
+    async def look_for_room(self) -> None:
+        """While room is short, look whether there is some again, for ever."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            if self.shortage:
+                with suppress(CatalogError):  # Then nothing is written any more.
+                    await self._job(self._file.regain)
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """Take no more changes.
@@ -623,7 +716,7 @@ class SqliteEngine:
 
     def _fail_waiting(self, reason: str) -> None:
         while self._waiting:
-            self._waiting.popleft().fail(reason)
+            self._waiting.popleft().fail(CatalogError(reason))
 
 
 class _Installation:
@@ -651,15 +744,19 @@ async def open_sqlite_engine(
     keep_revisions: int = KEEP_REVISIONS,
     keep_bytes: int = KEEP_BYTES,
     cache_kib: int = CACHE_KIB,
+    ballast: Ballast | None = None,
 ) -> AsyncIterator[SqliteEngine]:
     """Open or make the catalogue file at `path`; on leaving, finish what waits and close it.
 
-    Raise IdentityError when it is open already, and CatalogError when it cannot be opened or is damaged.
+    With `ballast` some room is kept for deletes on a full disk. Raise IdentityError when it is open already,
+    and CatalogError when it cannot be opened or is damaged, CatalogFull when there is no room to open it.
     """
-    file = await runtime.run_blocking(_File, path, keep_revisions, keep_bytes, cache_kib)
+    file = await runtime.run_blocking(_File, path, keep_revisions, keep_bytes, cache_kib, ballast)
     engine = SqliteEngine(file, runtime)
     async with open_background() as nursery:
         nursery.start_soon(engine.write)
+        if ballast is not None:
+            nursery.start_soon(engine.look_for_room)
         try:
             yield engine
         finally:

@@ -18,22 +18,22 @@ class WaitingTxn:
         self.then = then
         self.done = trio.Event()
         self.revision: int | None = None
-        self.error = ""
+        self.error: CatalogError | None = None
 
     def succeed(self, revision: int | None) -> None:
         """Wake the task with a revision, or None when the compares did not hold."""
         self.revision = revision
         self.done.set()
 
-    def fail(self, reason: str) -> None:
-        """Wake the task with an error."""
-        self.error = reason
+    def fail(self, error: CatalogError) -> None:
+        """Wake the task with an error like this one."""
+        self.error = error
         self.done.set()
 
     def result(self) -> int | None:
         """Return the outcome, or raise CatalogError with a traceback of the task that asks."""
-        if self.error:
-            raise CatalogError(self.error)
+        if self.error is not None:
+            raise type(self.error)(str(self.error))
         return self.revision
 
 

@@ -4,6 +4,8 @@ import enum
 import os
 
 from droppexd.errors import (
+    CatalogFull,
+    ClusterFull,
     ConfigError,
     Conflict,
     DroppexError,
@@ -77,6 +79,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
 _ADVICE: tuple[tuple[type[DroppexError], str], ...] = (
     (UsageError, ""),
     (NotFound, "`droppex ls` shows what is there"),
+    (ClusterFull, "delete files or add a pool"),
     (NotEnoughShards, "`droppex status` shows the pools"),
     (NotAuthorised, "check the keys in the client file"),
     (KeyRefused, "a member can make a token for a new one with `droppexd join-token`"),
@@ -85,6 +88,7 @@ _ADVICE: tuple[tuple[type[DroppexError], str], ...] = (
     (NotMaster, "no controller leads just now; try again"),
     (IntegrityError, "nothing wrong was kept; `droppex stat` shows where the shards are"),
     (StoreFull, "delete files or add a pool"),
+    (CatalogFull, "make room on the controller's disk: it goes on by itself"),
     (VersionMismatch, ""),
     (UnknownKind, ""),
     (RemoteProtocolError, "run the same release of droppex everywhere"),

@@ -7,7 +7,7 @@ from blake3 import blake3
 
 from droppexd.client.patience import Trying, leaves_open
 from droppexd.client.upload import Progress
-from droppexd.errors import Conflict, DroppexError, NotEnoughShards, NotFound
+from droppexd.errors import ClusterFull, Conflict, DroppexError, NotEnoughShards, NotFound
 from droppexd.model import Receipt
 from droppexd.runtime import RunBlocking
 from droppexd.wire.messages import Described
@@ -90,7 +90,7 @@ class Put:
 
     def _may_pass(self, error: DroppexError) -> bool:
         """Take a lack of pools for something that passes, once: the app has to notice which are gone."""
-        lacks = isinstance(error, NotEnoughShards)
+        lacks = isinstance(error, NotEnoughShards) and not isinstance(error, ClusterFull)
         first, self._lacked = lacks and not self._lacked, self._lacked or lacks
         return first
 

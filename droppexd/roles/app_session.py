@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import trio
 
 from droppexd.errors import DroppexError, NotFound, PeerError, SessionClosed
-from droppexd.model import ClusterMap, ExtentId, Layout, OperationId, PoolInfo, VersionId
+from droppexd.model import DISK_FULL, ClusterMap, ExtentId, Layout, OperationId, PoolInfo, VersionId
 from droppexd.placement import Placement, choose_layout
 from droppexd.roles.master import MasterLink
 from droppexd.runtime import Runtime
@@ -32,6 +32,8 @@ class MapView:
         self.placement = Placement(cluster_map.pools)
         self.takers = tuple(pool.number for pool in cluster_map.pools if pool.writable)
         """The pools that take new shards."""
+        self.full = sum(pool.trouble == DISK_FULL for pool in cluster_map.pools)
+        """How many pools take none for want of room."""
         self._pools = {pool.number: pool for pool in cluster_map.pools}
         self._writable = frozenset(self.takers)
         self._layouts: dict[Layout | None, Layout] = {}

@@ -14,6 +14,7 @@ import trio
 
 from droppexd.coding import EncodedChunk, chunk_checksum, encode_chunk, extent_digest
 from droppexd.errors import (
+    ClusterFull,
     DroppexError,
     IntegrityError,
     InvalidRequest,
@@ -21,6 +22,7 @@ from droppexd.errors import (
     PeerBusy,
     PeerError,
     RemoteProtocolError,
+    StoreFull,
 )
 from droppexd.model import (
     CHUNK_SIZE,
@@ -114,7 +116,7 @@ class Wanted:
 class _Target:
     """One shard of the extent that is being sent, and the pool that gets it."""
 
-    __slots__ = ("address", "boot_id", "busy", "failure", "heard", "index", "pool")
+    __slots__ = ("address", "boot_id", "busy", "failure", "full", "heard", "index", "pool")
 
     def __init__(self, index: int, pool: int, address: str) -> None:
         self.index = index
@@ -124,6 +126,8 @@ class _Target:
         self.failure = ""
         self.busy = False
         """Whether it failed for having too much to do, which says nothing against the pool."""
+        self.full = False
+        """Whether a pool that got it had no room for it."""
         self.heard = 0.0
         """When the pool last took a connection or a piece."""
 
@@ -221,9 +225,20 @@ class Upload:
             layout, self._note = writable_layout(layout, len(trusted))
         except NotEnoughShards:
             # Better to try pools that failed a moment ago than to refuse.
-            layout, self._note = writable_layout(layout, len(takers))
+            layout, self._note = self._writable_layout(layout)
             self._trusting = True
         return layout
+
+    def _writable_layout(self, layout: Layout) -> tuple[Layout, str]:
+        """Return what `writable_layout` does of all pools that take shards; raise ClusterFull, too."""
+        try:
+            return writable_layout(layout, len(self._view.takers))
+        except NotEnoughShards as error:
+            full = self._view.full
+            if not full:
+                raise
+            disks = "the disk of one pool is" if full == 1 else f"the disks of {full} pools are"
+            raise ClusterFull(f"{error}; {disks} full") from error
 
     async def send_chunks(
         self, sequence: int, chunks: Sequence[Frame], *, last: bool, checksums: Sequence[bytes] | None = None
@@ -425,11 +440,7 @@ class Upload:
                 self._give_up(extent, target, target.failure)
         if len(extent.alive) < extent.layout.least:
             self._turns.check()  # What broke the upload off is the reason, not what came of it.
-            raise NotEnoughShards(
-                f"only {len(extent.alive)} of the {extent.layout.total} pools of {extent.layout} took "
-                f"their shard; at least {extent.layout.least} are needed for a write that survives a loss",
-                [f"shard {t.index}: {t.failure}" for t in extent.targets if t.pool == MISSING],
-            )
+            raise _too_few(extent)
         if self._recording is not None and extent.chunks == EXTENT_CHUNKS and sent.last and not sent.ends:
             digest = extent_digest(extent.checksums)
             await self._recording.add(extent.place, extent.record(self._outlets.chunk_size), digest)
@@ -453,6 +464,7 @@ class Upload:
                 if not target.failure:  # The first is the reason; those behind it only follow from it.
                     target.failure = f"{target.address}: {error}"
                     target.busy = isinstance(error, PeerBusy)
+                    target.full = isinstance(error, StoreFull)
             else:
                 self._note_written(target, reply)
                 if sent.progress_at is None:
@@ -576,6 +588,16 @@ class Upload:
 
 def _checksums(arrived: "_Arrived") -> list[bytes]:
     return [chunk_checksum(number, data) for number, data in enumerate(arrived.chunks, arrived.sequence)]
+
+
+def _too_few(extent: _ExtentUpload) -> NotEnoughShards:
+    """Return the error for an extent that too few pools took, with what to do where that is known."""
+    full = "; others had no room: delete files or add a pool" if any(t.full for t in extent.targets) else ""
+    return NotEnoughShards(
+        f"only {len(extent.alive)} of the {extent.layout.total} pools of {extent.layout} took their shard; "
+        f"at least {extent.layout.least} are needed for a write that survives a loss{full}",
+        [f"shard {target.index}: {target.failure}" for target in extent.targets if target.pool == MISSING],
+    )
 
 
 class _Arrived(NamedTuple):

@@ -8,6 +8,7 @@ master knew goes with it: whoever is the master next, and be it this controller,
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from droppexd.catalog.changes import Expected
 from droppexd.catalog.group import Group, Mandate
 from droppexd.errors import (
     CatalogError,
+    CatalogFull,
     Conflict,
     DroppexError,
     IdentityError,
@@ -216,6 +218,7 @@ class _Controller:
         self._clock = runtime.clock
         self._settings = settings
         self._started = runtime.clock.now()
+        self._shortage = ""
         self._pool_records = trio.Lock()
         """Held while the record of a pool is judged and written."""
         self._pools = PoolTable(
@@ -377,7 +380,8 @@ class _Controller:
         if request.session not in self._leases:
             raise SessionClosed(f"session {request.session:x} is closed; open another")
         self._leases[request.session] = self._clock.now() + self._settings.session_lease_s
-        await self._catalogue.raise_floor(request.session, request.floor)
+        with suppress(CatalogFull):  # It counts all the same, and is made durable later.
+            await self._catalogue.raise_floor(request.session, request.floor)
         fresh = request.map_version == self._pools.version or not self._pools.settled(self._clock.now())
         return SessionKept(map=None if fresh else self._pools.map())
 
@@ -388,8 +392,13 @@ class _Controller:
         return Done()
 
     async def _end_session(self, session: int, how: str) -> None:
-        self._leases.pop(session, None)
-        await self._catalogue.close_session(session)
+        lease = self._leases.pop(session, None)
+        try:
+            await self._catalogue.close_session(session)
+        except CatalogFull:
+            if lease is not None:
+                self._leases[session] = lease  # It is to be ended yet.
+            raise
         log.info("session %s number=%x", how, session)
 
     # -- names ---------------------------------------------------------------------------------
@@ -555,12 +564,24 @@ class _Controller:
             await trio.sleep(self._settings.housekeeping_s)
             self._check_term()
             self._catalogue.check()
-            now = self._clock.now()
-            for number in [number for number, until in self._leases.items() if until < now]:
-                await self._end_session(number, "expired")
-            await self._catalogue.save_floors()
-            await self._catalogue.forget_outcomes()
-            await self._uploads.expire()
+            self._note_shortage()
+            with suppress(CatalogFull):  # What could not be done now is done the next time.
+                await self._tidy()
+
+    async def _tidy(self) -> None:
+        now = self._clock.now()
+        for number in [number for number, until in self._leases.items() if until < now]:
+            await self._end_session(number, "expired")
+        await self._catalogue.save_floors()
+        await self._catalogue.forget_outcomes()
+        await self._uploads.expire()
+
+    def _note_shortage(self) -> None:
+        """Log once that room is short, and that it is no more."""
+        shortage = self._catalogue.shortage
+        if shortage != self._shortage:
+            self._shortage = shortage
+            log.warning("%s", shortage or "the disk of the catalogue has room again")
 
 
 def why_it_ended(error: Exception) -> NotMaster | CatalogError | None:
@@ -605,9 +626,10 @@ async def serve_controller(
     Started with the bound address: when it is the master, or has waited for that for STANDBY_S. Transport and
     group are the caller's; the caller closes the engine when this has returned. A controller that is alone
     ends with CatalogError when its catalogue cannot be read or written, and with NotMaster when another took
-    over; one of several stands by then. IdentityError is raised when the catalogue is not of the cluster
-    `cluster_id`, where that is given. `keys` are those of the transport, whose list of who is let in follows
-    the catalogue. `handlers` are what the group answers to others, and `terms` are shared with it.
+    over; one of several stands by then, and so does each that has no room on its disk to begin a term.
+    IdentityError is raised when the catalogue is not of the cluster `cluster_id`, where that is given. `keys`
+    are those of the transport, whose list of who is let in follows the catalogue. `handlers` are what the
+    group answers to others, and `terms` are shared with it.
     """
     terms = Terms() if terms is None else terms
     started = trio.Event()
@@ -712,7 +734,8 @@ class _OneOfGroup:
                 log.warning("no longer the master; standing by")
             except (NotMaster, CatalogError, ExceptionGroup) as error:
                 reason = why_it_ended(error)
-                if self._group.alone or reason is None:
+                waits = isinstance(reason, CatalogFull)  # Room comes back while this runs.
+                if reason is None or (self._group.alone and not waits):
                     raise
                 log.warning("not the master now: %s", reason)
                 if isinstance(reason, CatalogError):

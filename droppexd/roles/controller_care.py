@@ -6,13 +6,14 @@ records their shards as missing, the other (`controller_repair`) plans what is r
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import trio
 
 from droppexd.catalog.catalogue import Catalogue
-from droppexd.errors import Conflict
+from droppexd.errors import CatalogFull, Conflict
 from droppexd.held import unpack_held
 from droppexd.model import ExtentId, Membership, PoolRecord
 from droppexd.placement import choose_layout
@@ -258,16 +259,20 @@ class Care:
     async def record_losses(self) -> None:
         """Record as missing what is on pools that are out or removed, for ever."""
         while True:
-            for pool in sorted(self._pools.out()):
-                if self._catalogue.places(pool):
-                    await self._walk(pool)
-            for pool in sorted(self._pools.removed() - self._released):
-                await self._catalogue.settle()
-                await self._catalogue.release_garbage(pool)
-                self._released.add(pool)
+            with suppress(CatalogFull):  # What could not be recorded now is with the next look.
+                await self._record_losses()
             self._news = trio.Event()
             with trio.move_on_after(LOOK_S):
                 await self._news.wait()
+
+    async def _record_losses(self) -> None:
+        for pool in sorted(self._pools.out()):
+            if self._catalogue.places(pool):
+                await self._walk(pool)
+        for pool in sorted(self._pools.removed() - self._released):
+            await self._catalogue.settle()
+            await self._catalogue.release_garbage(pool)
+            self._released.add(pool)
 
     async def _walk(self, pool: int) -> None:
         """Look at every extent once, unless the pool comes back meanwhile."""

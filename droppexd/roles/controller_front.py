@@ -158,7 +158,8 @@ class Front:
         master = self.master
         if master:
             return NotMaster(f"the controller {self._name} stands by; the master is at {master}", master)
-        return NotMaster(f"the controller {self._name} stands by, and knows of no master")
+        why = "".join(f" ({warning})" for warning in self._group.health.warnings[:1])
+        return NotMaster(f"the controller {self._name} stands by, and knows of no master{why}")
 
     # -- handlers ------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from it after each change, and everybody is told that there is another.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -15,7 +16,7 @@ from droppexd.catalog.enrolment import AddFounders, AddToken, Enrol, ForgetToken
 from droppexd.catalog.group import Group, Ranges
 from droppexd.catalog.keys import MEMBERS, MEMBERS_VERSION, TOKENS
 from droppexd.catalog.records import unpack_fields, unpack_member, unpack_token
-from droppexd.errors import ConfigError, DroppexError, InvalidRequest, NotAuthorised
+from droppexd.errors import CatalogFull, ConfigError, DroppexError, InvalidRequest, NotAuthorised
 from droppexd.model import MAX_CONTROLLERS, MEMBER_ROLES, SERVER_ROLES, MemberRecord, Role, TokenRecord
 from droppexd.runtime import Clock
 from droppexd.wire.keys import Member, TransportKeys, check_member
@@ -92,7 +93,8 @@ class MemberDesk:
                     await news.wait()
                 now_ms = self._clock.wall_ms()
                 if used_up(tuple(self._catalogue.tokens.values()), now_ms):
-                    await self._change(ForgetTokens(now_ms))
+                    with suppress(CatalogFull):  # They are of no use, and go at the next look.
+                        await self._change(ForgetTokens(now_ms))
 
     async def _change(self, change: Change) -> Any:
         before = self._catalogue.members_version

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from droppexd.errors import Conflict, IdentityError, NotFound, PeerBusy
-from droppexd.model import MAX_TROUBLE, ClusterMap, Membership, PoolInfo, PoolRecord, PoolState, ScrubReport
+from droppexd.model import (
+    DISK_FULL,
+    MAX_TROUBLE,
+    ClusterMap,
+    Membership,
+    PoolInfo,
+    PoolRecord,
+    PoolState,
+    ScrubReport,
+)
 from droppexd.wire.messages import Announce, Heartbeat
 
 _SILENT_HEARTBEATS = 2.5
@@ -63,7 +72,7 @@ class SeenPool:
         if self.state != PoolState.READ_ONLY:
             return ""
         if not self.failed:
-            return "its disk is full"
+            return DISK_FULL
         why = f"its disk failed: {self.failure}" if self.failure else "its disk failed"
         return why[:MAX_TROUBLE]
 

@@ -225,10 +225,12 @@ class FollowersGroup:
     @property
     def health(self) -> Health:
         """What is wrong, for people."""
+        shortage = self._replica.shortage
+        short = (f"the controller {self._settings.name}: {shortage}",) if shortage else ()
         if self._led is not None:
-            return Health(failure=self._led.failure, warnings=tuple(self._led.troubles))
+            return Health(failure=self._led.failure, warnings=(*short, *self._led.troubles))
         failure = self._failure or ("" if self.master else "no master is heard from")
-        return Health(failure=failure, warnings=(self._copy_failure,) if self._copy_failure else ())
+        return Health(failure=failure, warnings=(*short, *filter(None, [self._copy_failure])))
 
     def stale(self) -> Stale | None:
         """Return what this controller's copy says."""

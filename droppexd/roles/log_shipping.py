@@ -23,7 +23,7 @@ from droppexd.catalog.keys import CLUSTER, CONTROLLERS, SYNC, TERM, controller_k
 from droppexd.catalog.records import pack_fields, unpack_controller, unpack_fields
 from droppexd.catalog.replica import LogRow, Replica, pack_rows
 from droppexd.catalog.terms import History, Position, read_history
-from droppexd.errors import CatalogError, DroppexError, NotMaster
+from droppexd.errors import CatalogError, CatalogFull, DroppexError, NotMaster
 from droppexd.model import MAX_CONTROLLERS
 from droppexd.wire.replication_messages import LOG_FRAME_BYTES, AppendLog, CopyAnew, LogPosition
 from droppexd.wire.rpc import Connections
@@ -339,6 +339,10 @@ class Led:
         self._electorates[-2].until = revision
         self._judge()
 
+    def not_changed(self) -> None:
+        """Hear that they stay as they were: there was no room to change them."""
+        self._electorates.pop()
+
     async def began(self) -> None:
         """Hear that the term has begun."""
         self._history = await read_history(self._replica)
@@ -517,6 +521,11 @@ class _LedEngine:
         """The revision of the last transaction."""
         return self._replica.revision
 
+    @property
+    def shortage(self) -> str:
+        """Why nothing is to be added; empty while it may be."""
+        return self._replica.shortage
+
     async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """Return the entries under these keys, in the order asked, all as of one moment."""
         return await self._replica.get(keys)
@@ -532,7 +541,7 @@ class _LedEngine:
     async def txn(self, compare: Sequence[Compare], then: Sequence[Operation]) -> int | None:
         """Apply all of `then` if all of `compare` holds, here; others follow.
 
-        Raise NotMaster once there may be another master.
+        Raise NotMaster once there may be another master, and CatalogFull.
         """
         led = self._led
         if led.is_over:
@@ -540,7 +549,12 @@ class _LedEngine:
         changes = any(map(changes_members, then))
         if changes:
             led.changing(then)
-        revision = await self._replica.txn(compare, then)
+        try:
+            revision = await self._replica.txn(compare, then)
+        except CatalogFull:
+            if changes:
+                led.not_changed()
+            raise
         if revision is not None:
             if changes:
                 led.changed(revision)

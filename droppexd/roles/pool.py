@@ -167,7 +167,7 @@ class _Pool:
         )
 
     async def _has_room(self) -> bool:
-        return (await self._runtime.run_blocking(self._store.usage)).free > 0
+        return (await self._runtime.run_blocking(self._store.usage)).spare > 0
 
     async def ping(self, _call: Call, _request: Ping, _body: Sequence[Frame]) -> Answer:
         """Say who this is."""

@@ -58,8 +58,6 @@ from droppexd.store.writer import LargeWriter
 
 INDEX_FILE = "index.db"
 
-_CRAMPED_BYTES = 1024 * 1024
-"""With less room than this the ballast goes before the folder is opened: opening writes."""
 _DROP_BATCH = 64
 """Shards dropped under one hold of the index's lock, so that a long list keeps no small put waiting."""
 
@@ -127,8 +125,7 @@ class DiskStore:
         self._large = LargeShards(folder, files=files)
         try:
             self._ballast = Ballast(folder, ballast_bytes, reserve=reserve_bytes, files=files)
-            if files.space(str(folder)).free < _CRAMPED_BYTES:
-                self._ballast.release()
+            self._ballast.make_way()
             self._pool, previous = self._open_identity(entropy)
             self._large.prepare()
             self._index = ShardIndex(folder / INDEX_FILE, files=files, health=self._health)
@@ -345,18 +342,21 @@ class DiskStore:
         self._health.require_writable()
         try:
             for start in range(0, len(holdings), _DROP_BATCH):
-                batch = holdings[start : start + _DROP_BATCH]
-                try:
-                    gone += self._drop_batch(batch, folders)
-                except StoreFull:
-                    if not self._ballast.release():
-                        raise
-                    gone += self._drop_batch(batch, folders)
+                gone += self._drop_within_room(holdings[start : start + _DROP_BATCH], folders)
         finally:
             self._flush_folders(folders)
         self._index.reclaim()
         self._ballast.refill()
         return gone
+
+    def _drop_within_room(self, holdings: Sequence[Holding], folders: set[str]) -> list[Holding]:
+        """Drop in one transaction; where the disk has no room, with that of the ballast."""
+        while True:
+            try:
+                return self._drop_batch(holdings, folders)
+            except StoreFull:
+                if not self._ballast.release():
+                    raise
 
     def _drop_batch(self, holdings: Sequence[Holding], folders: set[str]) -> list[Holding]:
         """Drop in one transaction; add the folders that must be flushed before anyone is told."""
@@ -406,8 +406,9 @@ class DiskStore:
 
     def usage(self) -> Usage:
         """Return how full the disk is."""
-        space = self._space()
-        return Usage(space.capacity, max(0, space.free - self._reserve), self._index.shards)
+        space, shards = self._space(), self._index.shards
+        free = max(0, space.free - self._reserve)
+        return Usage(space.capacity, free, shards, max(0, space.free - self._reserve // 2))
 
     def close(self) -> None:
         """Flush and unlock. Idempotent."""
@@ -435,7 +436,7 @@ class DiskStore:
     def _require_room(self, size: int) -> None:
         free = self._space().free
         if free - size < self._reserve:
-            raise StoreFull(f"{self._folder} has {free} bytes free, and {self._reserve} of them stay free")
+            raise StoreFull(f"the disk is full: {free} bytes are free, and {self._reserve} of them stay free")
 
 
 def _cannot_open(folder: Path, error: OSError) -> StoreError:

@@ -33,7 +33,10 @@ class Usage(NamedTuple):
 
     capacity: int
     free: int
+    """For shards."""
     shards: int
+    spare: int
+    """For the journal of the catalogue: a part of what stays free of shards, too."""
 
 
 class ShardWriter(Protocol):

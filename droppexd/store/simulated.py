@@ -356,7 +356,7 @@ class SimulatedStore:
         with self._lock:
             self._require_open()
             free = max(0, self._disk.free() - self._unfinished_bytes)
-            return Usage(self._disk.capacity, free, len(self._disk.shards))
+            return Usage(self._disk.capacity, free, len(self._disk.shards), free)
 
     def close(self) -> None:
         """Unlock. Idempotent."""

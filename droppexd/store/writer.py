@@ -76,6 +76,12 @@ class LargeWriter:
             raise LocalProtocolError(f"piece {chunk} was written where {len(self._lengths)} was due")
         if self._size + len(piece) > _MAX_BYTES:
             raise InvalidRequest(f"a shard of more than {_MAX_BYTES} bytes")
+        if self._size + len(piece) > self._allocated:
+            try:
+                self._require_room(len(piece))
+            except StoreFull:
+                self.abort()
+                raise
         try:
             self._files.pwrite(self._fd, piece, BLOCK_BYTES + self._size)
         except OSError as error:
@@ -90,12 +96,6 @@ class LargeWriter:
         length = self._size - self._on_its_way
         self._files.start_writeback(self._fd, BLOCK_BYTES + self._on_its_way, length)
         self._on_its_way = self._size
-        if self._size > self._allocated:
-            try:
-                self._require_room(0)
-            except StoreFull:
-                self.abort()
-                raise
 
     def finish(self, header: ShardHeader, *, replacing: int = 0) -> int:
         """Write the header, flush, and give the file its name."""

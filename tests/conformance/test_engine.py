@@ -75,7 +75,7 @@ class SqliteHarness:
         self.path = after / "catalogue"
 
     def break_disk(self, engine):
-        engine._file._writer.execute("PRAGMA max_page_count = 1")
+        engine._file._writer.execute("PRAGMA query_only = 1")
 
 
 class SimulatedHarness:

@@ -7,7 +7,7 @@ import trio
 
 from droppexd.catalog.simulated import SimulatedEngine
 from droppexd.errors import PeerError
-from droppexd.model import PoolState, Role
+from droppexd.model import DISK_FULL, PoolState, Role
 from droppexd.roles.controller_journals import JournalPools
 from droppexd.roles.rebuilding import Survey, collect
 from droppexd.wire.messages import ANYTHING
@@ -192,13 +192,14 @@ async def test_nothing_is_adopted_while_a_pool_is_away_that_may_know_of_more(clu
 
 
 def test_pools_on_the_machine_of_the_master_keep_no_journal():
-    def pool(number, machine, state=PoolState.UP):
+    def pool(number, machine, state=PoolState.UP, trouble=""):
         return SimpleNamespace(
             number=number,
             name=f"p{number}",
             machine=machine,
             state=state,
             address=f"tcp://127.0.0.1:{number}",
+            trouble=trouble,
         )
 
     choice = JournalPools("here")
@@ -211,3 +212,8 @@ def test_pools_on_the_machine_of_the_master_keep_no_journal():
     assert set(choice.choose(pools)) == {"p2", "p5", "p6"}
     assert choice.choose([pool(1, "here"), pool(2, "here")]) == {}
     assert choice.most([pool(1, "here"), pool(2, "a", PoolState.DOWN)]) == 1
+    full = [pool(number, machine, PoolState.READ_ONLY, DISK_FULL) for number, machine in ((2, "a"), (5, "c"))]
+    failed = pool(4, "b", PoolState.READ_ONLY, "its disk failed")
+    choice.choose([pool(5, "c")])
+    assert list(choice.choose([*full, failed])) == ["p5", "p2"]
+    assert list(choice.choose([*full, pool(6, "d")])) == ["p6", "p2", "p5"]

@@ -1,5 +1,6 @@
 """One put against pools that fail, stall and come back, on a simulated network."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from blake3 import blake3
 
 from droppexd.coding import chunk_checksum, piece_checksum, rebuild_pieces
 from droppexd.errors import (
+    ClusterFull,
     Conflict,
     DroppexError,
     IntegrityError,
@@ -17,6 +19,7 @@ from droppexd.errors import (
     StoreFull,
 )
 from droppexd.model import (
+    DISK_FULL,
     MISSING,
     ClusterMap,
     ExtentId,
@@ -361,10 +364,28 @@ def test_too_few_pools_are_an_error_that_names_each(play, chunk):
             await one.put(content_of(6))
         error = leaf(caught.value)
         assert isinstance(error, NotEnoughShards)
+        assert "others had no room: delete files or add a pool" in str(error)
         assert sum("is full" in line for line in error.missing) == 2
         assert one.master.commit is None
         alive = [one.pools[number] for number in (3, 4)]
         assert all(pool.aborted for pool in alive)
+
+    scene(play, 4, body)
+
+
+def test_a_cluster_whose_disks_are_full_says_so_before_anything_is_sent(play):
+    async def body(one):
+        registration = one.outlets.registration
+        before = registration.view.map
+        full = [replace(pool, state="read-only", trouble=DISK_FULL) for pool in before.pools[:3]]
+        registration.view = MapView(replace(before, pools=(*full, before.pools[3])))
+        with pytest.raises(ClusterFull, match="the disks of 3 pools are full"):
+            await one.put(content_of(1))
+        down = [replace(pool, state="down") for pool in before.pools]
+        registration.view = MapView(replace(before, pools=(*down,)))
+        with pytest.raises(NotEnoughShards) as caught:
+            await one.put(content_of(1))
+        assert not isinstance(caught.value, ClusterFull)
 
     scene(play, 4, body)
 

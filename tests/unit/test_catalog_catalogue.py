@@ -15,6 +15,7 @@ from droppexd.catalog.reconciling import MOST_AT_ONCE
 from droppexd.catalog.simulated import SimulatedDisk, SimulatedEngine
 from droppexd.errors import (
     CatalogError,
+    CatalogFull,
     Conflict,
     IdentityError,
     InvalidRequest,
@@ -1067,3 +1068,63 @@ def test_a_catalogue_of_another_cluster_is_not_taken_for_ones_own():
             assert catalogue.term == 2
 
     trio.run(main)
+
+
+# -- a full disk -------------------------------------------------------------------------------------
+
+
+@story
+async def test_a_change_that_finds_no_room_changes_nothing_and_can_be_repeated(app):
+    catalogue, engine = app.catalogue, app.catalogue._engine
+    await app.put("f/a")
+    version, extents = app.version()
+    operations = [app.operation() for _ in range(2)]
+
+    async def change():
+        await catalogue.commit(operations[0], "f/b", ABSENT, version, extents)
+        await catalogue.remove(operations[1], "f/a", ANYTHING)
+
+    before = copy.deepcopy(catalogue.totals)
+    engine.full = True
+    with pytest.raises(CatalogFull):
+        await change()
+    with pytest.raises(CatalogFull):
+        await catalogue.remove(operations[1], "f/a", ANYTHING)
+    with pytest.raises(CatalogFull):
+        await catalogue.save_pool(pool_record(7))
+    with pytest.raises(CatalogFull):
+        await catalogue.close_session(app.session)
+    assert not catalogue.failed()
+    assert (catalogue.totals, len(catalogue.pools)) == (before, 6)
+    assert (await catalogue.lookup("f/a")).extents
+    engine.full = False
+    await change()
+    assert (await catalogue.lookup("f/b")).version.id == version.id
+    with pytest.raises(NotFound):
+        await catalogue.lookup("f/a")
+    await trio.sleep(GRACE_S + 10)
+    assert len(await catalogue.garbage(1, None, 10)) == 1
+    await catalogue.close_session(app.session)
+    assert catalogue.sessions[app.session].closed
+
+
+@story
+async def test_while_room_is_short_nothing_is_added_and_names_still_go(app):
+    catalogue, engine = app.catalogue, app.catalogue._engine
+    version, extents = app.version()
+    done = (app.operation(), "f/a", ABSENT, version, extents)
+    receipt = await catalogue.commit(*done)
+    await app.put("f/b")
+    engine.shortage = "the disk is full"
+    for refused in (
+        app.put("f/c"),
+        catalogue.rename(app.operation(), "f/a", "f/copy", ABSENT, keep=True),
+    ):
+        with pytest.raises(CatalogFull, match="the disk is full"):
+            await refused
+    assert await catalogue.commit(*done) == receipt
+    await catalogue.rename(app.operation(), "f/a", "f/moved", ABSENT, keep=False)
+    await catalogue.remove(app.operation(), "f/b", ANYTHING)
+    entries, _ = await catalogue.list_names("", "", 10, recursive=True)
+    assert [entry.name for entry in entries] == ["f/moved"]
+    assert catalogue.shortage == "the disk is full"

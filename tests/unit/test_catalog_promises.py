@@ -1,10 +1,12 @@
 """What a controller has promised: kept over a restart, and never read from a file that is no promise."""
 
+import errno
+
 import pytest
 import trio
 
 from droppexd.catalog.promises import PROMISE_FILE, FilePromises, Promise
-from droppexd.errors import CatalogError
+from droppexd.errors import CatalogError, CatalogFull
 
 PROMISE = Promise(7, "south", "tcp://10.0.0.2:7700", (3, 6), ("north",))
 
@@ -54,3 +56,15 @@ def test_a_folder_that_takes_no_file_is_named(promises, tmp_path):
     tmp_path.rmdir()
     with pytest.raises(CatalogError, match="cannot be written"):
         run(promises.write, PROMISE)
+
+
+def test_a_disk_without_room_is_told_apart_from_one_that_fails(promises, monkeypatch):
+    for code, full in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
+
+        def refuse(*_, code=code):
+            raise OSError(code, "planted")
+
+        monkeypatch.setattr("droppexd.catalog.promises.replace_file", refuse)
+        with pytest.raises(CatalogError, match="planted") as caught:
+            run(promises.write, PROMISE)
+        assert isinstance(caught.value, CatalogFull) is full

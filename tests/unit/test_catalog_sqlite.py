@@ -2,14 +2,17 @@
 
 import math
 import sqlite3
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
-from droppexd.catalog.engine import Operation
+from droppexd.catalog.engine import Entry, Operation
+from droppexd.catalog.replica import LogRow, pack_operations
 from droppexd.catalog.sqlite import open_sqlite_engine
-from droppexd.errors import CatalogError, IdentityError
+from droppexd.errors import CatalogError, CatalogFull, IdentityError
 from droppexd.runtime import Runtime
 
 
@@ -191,3 +194,137 @@ def test_the_log_is_bounded_by_its_size_too(tmp_path):
             assert len(kept) == 300
 
     trio.run(main)
+
+
+# -- a full disk -------------------------------------------------------------------------------------
+
+
+class Ballast:
+    """So many portions, and a disk that has room only while one was given up since the last write."""
+
+    def __init__(self, portions, *, room=True):
+        self.portions = portions
+        self.made_way = 0
+        self.room = room
+        self.limit = None
+
+    def make_way(self):
+        self.made_way += 1
+
+    def release(self):
+        self.portions -= 1
+        if self.portions >= 0:
+            self.limit(1_000_000)
+        return self.portions >= 0
+
+    def refill(self):
+        return self.room
+
+
+@asynccontextmanager
+async def open_on_full_disk(path, ballast=None):
+    """An engine whose database may not get any larger, until some ballast is given up."""
+    async with open_sqlite_engine(path, RUNTIME, ballast=ballast) as engine:
+        writer = engine._file._writer
+
+        def limit(pages):
+            writer.execute(f"PRAGMA max_page_count = {pages}")
+
+        await engine.txn([], [Operation(b"first", b"1")])
+        limit(1)
+        if ballast is not None:
+            ballast.limit = limit
+        yield engine, limit
+
+
+LARGE = Operation(b"large", bytes(100_000))
+
+
+def test_a_full_disk_changes_nothing_and_the_engine_goes_on_when_there_is_room(tmp_path):
+    async def main():
+        async with open_on_full_disk(tmp_path / "c") as (engine, limit):
+            for _ in range(2):
+                with pytest.raises(CatalogFull, match="is full, and nothing was changed"):
+                    await engine.txn([], [Operation(b"b", b"1"), LARGE])
+            with pytest.raises(CatalogFull):
+                await engine.append([LogRow(2, 0, pack_operations([LARGE]))])
+            assert (engine.failure, engine.shortage, engine.revision) == ("", "", 1)
+            assert await engine.get([b"b", b"large"]) == [None, None]
+            limit(1_000_000)
+            assert await engine.txn([], [Operation(b"b", b"1")]) == 2
+
+    trio.run(main)
+
+
+def test_all_that_waits_on_a_full_disk_is_refused_together(tmp_path):
+    async def main():
+        async with open_on_full_disk(tmp_path / "c") as (engine, _):
+            refused = []
+
+            async def put(number):
+                with pytest.raises(CatalogFull):
+                    await engine.txn([], [Operation(b"%d" % number, bytes(100_000))])
+                refused.append(number)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(5):
+                    nursery.start_soon(put, number)
+            assert sorted(refused) == list(range(5))
+
+    trio.run(main)
+
+
+def test_the_ballast_makes_room_for_a_change_and_nothing_is_added_until_it_is_whole(tmp_path):
+    async def main():
+        ballast = Ballast(portions=1)
+        async with open_on_full_disk(tmp_path / "c", ballast) as (engine, limit):
+            assert (ballast.made_way, engine.shortage) == (1, "")
+            ballast.room = False
+            assert await engine.txn([], [LARGE]) == 2
+            assert f"the disk of the catalogue {tmp_path / 'c'} is full" in engine.shortage
+            limit(1)
+            with pytest.raises(CatalogFull):
+                await engine.txn([], [Operation(b"larger", bytes(200_000))])
+            await trio.sleep(2)
+            assert engine.shortage
+            ballast.room = True
+            await trio.sleep(2)
+            assert engine.shortage == ""
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_start_on_a_disk_without_room_for_the_ballast_is_short_of_room(tmp_path):
+    async def main():
+        ballast = Ballast(portions=0, room=False)
+        async with open_sqlite_engine(tmp_path / "c", RUNTIME, ballast=ballast) as engine:
+            assert engine.shortage
+            assert await engine.txn([], [Operation(b"a", b"1")]) == 1
+
+    trio.run(main)
+
+
+def test_a_copy_that_finds_no_room_leaves_everything_as_it_was(tmp_path):
+    async def main():
+        async with open_on_full_disk(tmp_path / "c") as (engine, _):
+            with pytest.raises(CatalogFull):
+                async with engine.install() as copy:
+                    await copy.put([Entry(b"large", bytes(100_000), 1)])
+            assert engine.failure == ""
+            (entry,) = await engine.get([b"first"])
+            assert entry.value == b"1"
+
+    trio.run(main)
+
+
+def test_a_file_that_cannot_be_opened_for_want_of_room_is_no_damage(tmp_path, monkeypatch):
+    trio.run(open_and_put, tmp_path / "c")
+    full = SimpleNamespace(f_bavail=0, f_frsize=4096)
+    monkeypatch.setattr("droppexd.catalog.sqlite.os.statvfs", lambda _: full)
+    monkeypatch.setattr("droppexd.catalog.sqlite._prepare", refuse_to_open)
+    with pytest.raises(CatalogFull, match="on a disk without any room: make a little"):
+        trio.run(open_and_put, tmp_path / "c")
+
+
+def refuse_to_open(*_):
+    raise sqlite3.OperationalError("disk I/O error")

@@ -631,12 +631,22 @@ def test_below_its_reserve_the_store_takes_no_shards_but_drops_them(opener, file
     assert store.read_only == ""
 
 
+def test_half_of_what_stays_free_of_shards_is_for_the_journal(opener, files):
+    store = opener(reserve_bytes=MEBIBYTE)
+    for free, usage in ((3, (2, 2.5)), (1, (0, 0.5)), (0.75, (0, 0.25)), (0.5, (0, 0)), (0, (0, 0))):
+        files.free = int(free * MEBIBYTE)
+        found = store.usage()
+        assert (found.free / MEBIBYTE, found.spare / MEBIBYTE) == usage
+
+
 def test_a_long_shard_of_unknown_size_stops_at_the_reserve(opener, files, folder):
     store = opener(reserve_bytes=MEBIBYTE)
     writer = store.begin(0)
-    files.free = 1
+    files.free = 2 * MEBIBYTE
+    writer.write(0, bytes(MEBIBYTE))
+    files.free = MEBIBYTE
     with pytest.raises(StoreFull):
-        writer.write(0, bytes(4 * MEBIBYTE))
+        writer.write(1, bytes(1))
     assert left_behind(folder) == []
 
 
@@ -690,11 +700,29 @@ def test_a_tiny_disk_has_no_ballast(opener, files, folder):
 
 
 def test_a_full_disk_is_opened_with_the_room_of_the_ballast(opener, files, folder):
+    ballast = folder / "ballast"
     opener(ballast_bytes=MEBIBYTE).close()
     files.free = 0
-    store = opener(ballast_bytes=MEBIBYTE)
-    assert not (folder / "ballast").exists()
-    assert store.usage().free == 0
+    left = []
+    for _ in range(9):
+        store = opener(ballast_bytes=MEBIBYTE)
+        assert store.usage().free == 0
+        store.close()
+        left.append(ballast.stat().st_size // 1024 if ballast.exists() else None)
+    assert left == [896, 768, 640, 512, 384, 256, 128, None, None]
+    files.free = None
+    opener(ballast_bytes=MEBIBYTE)
+    assert ballast.stat().st_size == MEBIBYTE
+
+
+def test_what_is_left_of_the_ballast_stays_when_there_is_no_room_to_refill_it(opener, files, folder):
+    opener(ballast_bytes=MEBIBYTE).close()
+    files.free = 0
+    opener(ballast_bytes=MEBIBYTE).close()
+    files.free = None
+    files.faults["allocate"] = errno.ENOSPC
+    opener(ballast_bytes=MEBIBYTE).close()
+    assert (folder / "ballast").stat().st_size == 896 * 1024
 
 
 # -- room -----------------------------------------------------------------------------------------------
