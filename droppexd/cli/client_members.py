@@ -45,7 +45,8 @@ async def revoke_member(session: Session, name: str, role: str) -> int:
         output.say(f"the {member.role} {printable(member.name)} is let in no more")
         if member.role == Role.POOL:
             command = f"droppex pools replace {printable(member.name)}"
-            output.say(f"its shards are rebuilt once it is out; `{command}` does it now")
+            later = f"what it has is rebuilt once it is out; `{command}` does it now"
+            output.say(f"unless it was removed before, {later}")
     return ExitCode.OK
 
 

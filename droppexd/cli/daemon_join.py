@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from droppexd.config import APP_PORT, CONTROLLER_PORT, POOL_PORT, is_loopback
+from droppexd.config import APP_PORT, CONTROLLER_PORT, POOL_PORT, Config, is_loopback
 from droppexd.errors import ConfigError, KeyRefused, StoreError
 from droppexd.folders import make_folder
 from droppexd.model import SERVER_ROLES, Role
@@ -173,7 +173,7 @@ def begin_cluster(machine: Machine, roles: Sequence[Role]) -> Begun:
     """
     made: list[Path] = []
     if machine.config.exists():
-        return Begun(_said_cluster(machine.config), ())
+        return Begun(Config.load({}, {}, machine.config).cluster, ())
     _make_folders(machine, roles)
     cluster_file = machine.keys / "cluster.key"
     if not cluster_file.exists():
@@ -207,12 +207,6 @@ def begin_cluster(machine: Machine, roles: Sequence[Role]) -> Begun:
     return Begun(cluster, (*made, machine.config))
 
 
-def _said_cluster(config: Path) -> str:
-    from droppexd.config import Config
-
-    return Config.load({}, {}, config).cluster
-
-
 def _make_folders(machine: Machine, roles: Sequence[Role]) -> None:
     try:
         make_folder(machine.folder)
@@ -241,9 +235,28 @@ def _own_key(machine: Machine, role: Role, cluster_public: bytes) -> tuple[KeyPa
 
 
 def has_joined(machine: Machine, roles: Sequence[Role]) -> Path | None:
-    """Return the file that shows that this machine is a member already, if there is one."""
+    """Return the file that shows that this machine is a member already, if there is one.
+
+    Raise ConfigError when it has not joined in all of these roles: what is there is not changed.
+    """
     file = machine.folder / CLIENT_FILE if set(roles) == {Role.CLIENT} else machine.config
-    return file if file.exists() else None
+    if not file.exists():
+        return None
+    lacking = _lacking_roles(machine, roles)
+    if lacking:
+        names = ", ".join(lacking)
+        how = "say --role client" if lacking == [Role.CLIENT] else "give --dir"
+        there = f"{file} is there already, and not for {names}: nothing was changed"
+        raise ConfigError([f"{there}. To join as {names} as well {how}"])
+    return file
+
+
+def _lacking_roles(machine: Machine, roles: Sequence[Role]) -> list[Role]:
+    """Return which of the roles the files of a machine that has joined are not for."""
+    there: set[Role] = {Role.CLIENT} if (machine.folder / CLIENT_FILE).exists() else set()
+    if machine.config.exists():
+        there.update(Config.load({}, {}, machine.config).roles)
+    return [role for role in roles if role not in there]
 
 
 def join_cluster(machine: Machine, token: Token, roles: Sequence[Role]) -> tuple[Path, ...]:

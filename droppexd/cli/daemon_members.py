@@ -204,7 +204,10 @@ def join(
         )
         return
     if known:
-        print(f"{known} is there already: nothing was changed. To join another cluster give --dir")
+        print(
+            f"{known} is there already: nothing was changed. To join anew move it and keys/ away; "
+            "to join another cluster give --dir"
+        )
         return
     print(f"{described.name} is a member: {', '.join(roles)} at {described.host}")
     print("\n".join(next_steps(described, roles, os.environ, first=False)))

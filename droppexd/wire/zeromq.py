@@ -8,7 +8,8 @@ The only module that touches zmq. What it takes care of, and why:
   run inside somebody's `send`.
 - A DEALER would queue for an absent peer and deliver after a reconnect. With IMMEDIATE it takes messages
   only once the handshake is done, and it never reconnects: a monitor tells of the loss, and the channel is
-  dead. ZMTP heartbeats find peers that went without a word.
+  dead. TCP finds machines that went without a word, as there are heartbeats that they should acknowledge, and
+  ZMTP processes that stand still.
 - A ROUTER drops silently at its high-water mark, and for peers that are gone, unless ROUTER_MANDATORY.
 - A monitored socket blocks its I/O thread when the monitor's reader is gone: readers are closed last.
 - CURVE without a ZAP handler lets in anyone who knows the server's key. The handler is bound before the
@@ -52,8 +53,15 @@ RECEIVE_MARK = 128
 """Messages queued from one peer before the system's buffers fill: nothing is dropped here, only slowed."""
 
 HEARTBEAT_MS = 2_000
-SILENCE_MS = 10_000
-"""Without a sign of life for so long, a connection is given up."""
+UNACKNOWLEDGED_MS = 10_000
+"""When the peer's system has acknowledged nothing for so long of what was sent, a connection is given up.
+Heartbeats are always sent."""
+
+SILENCE_MS = 60_000
+"""Without a message from the peer for so long, a connection is given up, though the peer's system is there.
+
+Only what is whole counts, and the answer to a heartbeat stands behind the frame that is under way: a chunk of
+4 MiB takes a link of 1 Mbit/s 34 s."""
 
 HANDSHAKE_MS = 10_000
 """A stranger who connects and says nothing is disconnected after this."""
@@ -191,6 +199,7 @@ class ZeromqTransport:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
         socket.setsockopt(zmq.HEARTBEAT_TTL, SILENCE_MS)
+        socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         return socket
 

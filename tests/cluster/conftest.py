@@ -25,6 +25,7 @@ from droppexd.wire.zeromq import open_zeromq_transport
 ROOT = Path(__file__).parents[2]
 ANY_PORT = "tcp://127.0.0.1:0"
 DROPPEXD = (sys.executable, "-m", "droppexd")
+DROPPEX = (sys.executable, "-m", "droppexd.cli.client")
 
 PATIENCE_S = 150.0
 """Only a bound: a machine that is busy with other tests is slow."""
@@ -57,10 +58,10 @@ def seeded_bytes(size, seed=1):
     return random.Random(seed).randbytes(size)
 
 
-def run_droppex(folder, *arguments, code):
-    """Run `droppex` as a user types it, check its exit code (None: any) and that it showed no traceback."""
+def run_droppex(folder, *arguments, code, command=DROPPEX):
+    """Run `droppex`, or another command, as a user types it; check its exit code (None: any) and that it showed no traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "droppexd.cli.client", *arguments],
+        [*command, *map(str, arguments)],
         env=clean_environment(folder),
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -79,6 +80,7 @@ class Process:
 
     def __init__(self, folder, name, roles, options, command=DROPPEXD):
         self.folder = folder
+        self.config = folder / "droppex.toml"
         self.command = command
         self.name = name
         self.roles = roles
@@ -105,7 +107,7 @@ class Process:
     def spawn(self):
         """Start the process; `wait_until_ready` must follow."""
         reader, writer = os.pipe()
-        command = [*self.command, "--config", str(self.folder / "droppex.toml"), *self.arguments()]
+        command = [*self.command, "--config", str(self.config), *self.arguments()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--report-fd", str(writer), "--die-with-parent", str(os.getpid())],
@@ -351,14 +353,7 @@ class Cluster:
     def start_droppex(self, *arguments):
         """Start a command whose standard input is ours."""
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "droppexd.cli.client",
-                "--config",
-                str(self.folder / "client.toml"),
-                *arguments,
-            ],
+            [*DROPPEX, "--config", str(self.folder / "client.toml"), *arguments],
             env=clean_environment(self.folder),
             cwd=self.folder,
             stdin=subprocess.PIPE,
@@ -397,19 +392,7 @@ def droppexd(tmp_path):
     """Run `droppexd` to its end and return what it did (code None: any); it must fail without a traceback."""
 
     def run(*arguments, code):
-        done = subprocess.run(
-            [sys.executable, "-m", "droppexd", *map(str, arguments)],
-            env=clean_environment(tmp_path),
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        assert code in (None, done.returncode), (arguments, done.returncode, done.stdout, done.stderr)
-        return done
+        return run_droppex(tmp_path, *arguments, code=code, command=DROPPEXD)
 
     return run
 

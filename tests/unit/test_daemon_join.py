@@ -11,6 +11,7 @@ from droppexd.cli.daemon_join import (
     config_folder,
     data_folder,
     describe_machine,
+    has_joined,
     join_cluster,
     own_host,
 )
@@ -204,6 +205,21 @@ def test_a_client_that_joins_gets_its_key_alone(tmp_path, monkeypatch, cluster):
     join_cluster(machine(tmp_path), token_of(cluster, "client"), (Role.CLIENT,))
     assert sorted(path.name for path in files_of(tmp_path)) == ["client-one.key", "client.toml"]
     assert tomllib.loads((tmp_path / "etc" / "client.toml").read_text())["app"] == "tcp://10.0.0.1:7701"
+
+
+def test_a_machine_that_has_joined_is_told_what_it_has_not_joined_for(tmp_path, monkeypatch, cluster):
+    answer(monkeypatch, cluster.secret)
+    one = machine(tmp_path)
+    assert has_joined(one, (Role.POOL,)) is None
+    join_cluster(one, token_of(cluster, "pool"), (Role.POOL,))
+    assert has_joined(one, (Role.POOL,)) == one.config
+    assert has_joined(one, (Role.CLIENT,)) is None  # A person there may still join.
+    with pytest.raises(ConfigError, match="as controller as well give --dir"):
+        has_joined(one, (Role.CONTROLLER, Role.POOL))
+    with pytest.raises(ConfigError, match="as client as well say --role client"):
+        has_joined(one, (Role.POOL, Role.CLIENT))
+    join_cluster(one, token_of(cluster, "client"), (Role.CLIENT,))
+    assert has_joined(one, (Role.POOL, Role.CLIENT)) == one.config
 
 
 def test_a_join_that_failed_is_repeated_with_the_same_keys(tmp_path, monkeypatch, cluster):
