@@ -7,10 +7,12 @@ import pytest
 from droppexd.errors import NotEnoughShards
 from droppexd.model import MISSING, Extent, ExtentId, Layout, PoolInfo
 from droppexd.placement import (
+    SETS,
     Placement,
     choose_layout,
     small_layout,
     survives,
+    usable_space,
     writable_layout,
 )
 
@@ -203,3 +205,40 @@ def test_a_missing_shard_is_on_no_pool(extent):
     pools = (1, MISSING, 3, 4, 5, MISSING)
     gone = Extent(id=extent.id, layout=extent.layout, size=10, chunk_size=10, pools=pools)
     assert survives(gone, everyone, lambda pool: f"m{pool}") == (0, 0)
+
+
+# -- pools of all sizes ------------------------------------------------------------------------------
+
+SHARD = 64 * 1024**2
+SMALL_DISK, LARGE_DISK = 10 * 10**9, 10**12
+
+
+def put_full(layout, disks):
+    """Put extents of whole shards until one does not get all of its shards.
+
+    Return how many bytes were stored, and how many shards each pool had when half of all room was taken.
+    """
+    placement = Placement([make_pool(number, capacity=size) for number, size in disks.items()])
+    left = {number: size // SHARD for number, size in disks.items()}
+    half, at_half = sum(left.values()) // 2, {}
+    for counter in itertools.count():
+        if not at_half and counter * layout.total >= half:
+            at_half = {number: size // SHARD - left[number] for number, size in disks.items()}
+        chosen = placement.choose(ExtentId(1, counter), layout, left.__getitem__)
+        if MISSING in chosen:
+            break
+        for pool in chosen:
+            left[pool] -= 1
+    return counter * layout.k * SHARD, at_half
+
+
+@pytest.mark.parametrize("layout", [Layout(4, 2), Layout(2, 1), Layout(1, 1)])
+def test_pools_of_10_gb_beside_1_tb_fill_in_proportion_until_nearly_all_is_used(layout):
+    disks = {number: SMALL_DISK if number % 2 else LARGE_DISK for number in range(1, 13)}
+    room = usable_space([make_pool(number, capacity=size) for number, size in disks.items()], layout)
+    assert room > 0.95 * sum(disks.values()) * layout.k / layout.total
+    stored, at_half = put_full(layout, disks)
+    assert stored >= 0.95 * room
+    slot = sum(at_half.values()) / layout.total / SETS  # Extents of one of the sets that a pool stands in.
+    for pool, shards in at_half.items():
+        assert shards == pytest.approx(disks[pool] / SHARD / 2, abs=1.5 * slot, rel=0.05)
