@@ -94,6 +94,8 @@ class Upload:
     async def put_file(self, source: BinaryIO, size: int | None, progress: Progress | None) -> Receipt:
         """Store what `source` holds, to its end; `size` is what it should hold, when that is known."""
         reader = _Reader(source)
+        if self._origin and size is not None:
+            reader.remember_start()
         head = await self._runtime.run_blocking(reader.read, SMALL_SIZE + 1)
         if len(head) <= SMALL_SIZE:
             if size is not None and size != len(head):
@@ -205,7 +207,7 @@ class _Reader:
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self._start = source.tell() if source.seekable() else 0
+        self._start = 0
         self._hash = blake3()
         self._held = b""
         self._ended = False
@@ -223,6 +225,10 @@ class _Reader:
             parts.append(more)
             missing -= len(more)
         return b"".join(parts)
+
+    def remember_start(self) -> None:
+        """Note where the source begins, to return there; it can be read again."""
+        self._start = self._source.tell()
 
     def unread(self, data: bytes) -> None:
         """Let the next chunk begin with these bytes."""

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -411,6 +412,14 @@ def new_process(tmp_path):
     for process in made:
         if process.running:
             process.kill()
+
+
+@pytest.fixture
+def no_leftovers(tmp_path_factory):
+    """Delete the shards of clusters that have ended: some tests store gigabytes."""
+    yield
+    for shards in tmp_path_factory.getbasetemp().glob("cluster*/pool-*/large"):
+        shutil.rmtree(shards, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

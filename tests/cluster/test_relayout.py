@@ -14,6 +14,8 @@ from droppexd.wire.messages import ANYTHING
 SETTINGS = {"controller": {"heartbeat": "300ms", "down_after": "2s", "delete_grace": "1s"}}
 EXTENT = CHUNK_SIZE * EXTENT_CHUNKS
 
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
 
 def add_pools(cluster, count):
     """Start pools on machines of their own, and wait until the app knows them."""

@@ -14,6 +14,8 @@ SETTINGS = {
 }
 EXTENT = CHUNK_SIZE * EXTENT_CHUNKS
 
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
 
 def write_file(path, extents):
     """Write a file of so many extents and a bit."""

@@ -35,6 +35,10 @@ class WrittenBy:
         return self._engine.revision
 
     @property
+    def shortage(self) -> str:
+        return self._engine.shortage
+
+    @property
     def failure(self) -> str:
         return getattr(self._engine, "failure", "")
 
