@@ -593,12 +593,10 @@ def _checksums(arrived: "_Arrived") -> list[bytes]:
 def _too_few(extent: _ExtentUpload) -> NotEnoughShards:
     """Return the error for an extent that too few pools took, with what to do where that is known."""
     full = "; others had no room: delete files or add a pool" if any(t.full for t in extent.targets) else ""
-    given_up = [target for target in extent.targets if target.pool == MISSING]
-    kind = ClusterFull if all(target.full for target in given_up) else NotEnoughShards
-    return kind(
+    return NotEnoughShards(
         f"only {len(extent.alive)} of the {extent.layout.total} pools of {extent.layout} took their shard; "
         f"at least {extent.layout.least} are needed for a write that survives a loss{full}",
-        [f"shard {target.index}: {target.failure}" for target in given_up],
+        [f"shard {target.index}: {target.failure}" for target in extent.targets if target.pool == MISSING],
     )
 
 

@@ -408,7 +408,7 @@ def test_no_chunk_waits_for_ever_behind_one_that_failed(play):
                 async with trio.open_nursery() as nursery:
                     for number in range(4):
                         nursery.start_soon(send, number)
-            assert [isinstance(error, NotEnoughShards) for error in errors] == [True] * 4
+            assert [type(error) for error in errors] == [NotEnoughShards] * 4
             with pytest.raises(NotEnoughShards):
                 await upload.finish(bytes(32))
 

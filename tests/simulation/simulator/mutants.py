@@ -128,14 +128,14 @@ def _forget_pins(stack: ExitStack) -> None:
 
 
 def _count_out_pool(stack: ExitStack) -> None:
-    checked_extent = changes._checked_extent
+    checked_extent = changes.checked_extent
 
     def checked(extent, state):
         blind = copy.copy(state)
         blind.out = frozenset()
         return checked_extent(extent, blind)
 
-    _replace(stack, changes, "_checked_extent", checked)
+    _replace(stack, changes, "checked_extent", checked)
 
 
 def _skip_checksum(stack: ExitStack) -> None:
