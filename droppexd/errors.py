@@ -41,6 +41,12 @@ class InvalidRequest(DroppexError):
     code = "invalid-request"
 
 
+class StreamGone(InvalidRequest):
+    """An app does not know this transfer: it was started anew, or heard nothing too long. Begin again."""
+
+    code = "stream-gone"
+
+
 class LocalProtocolError(DroppexError):
     """Our own code was about to break the protocol: a bug here."""
 

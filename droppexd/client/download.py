@@ -15,10 +15,10 @@ from droppexd.client.together import chunks_together
 from droppexd.errors import (
     DroppexError,
     IntegrityError,
-    InvalidRequest,
     NotFound,
     RemoteProtocolError,
     StaleRead,
+    StreamGone,
 )
 from droppexd.runtime import Runtime
 from droppexd.wire.messages import GetData, GetOpen, GetOpened, GetPart
@@ -142,9 +142,9 @@ class Download:
     async def _open_again(self, error: DroppexError) -> None:
         """Open the read for what is left. Raise `error` when that is no use, or does not come about in time.
 
-        An app that was started anew does not know the read: it calls that an invalid request.
+        An app that was started anew does not know the read: the stream is gone.
         """
-        forgotten = isinstance(error, InvalidRequest)
+        forgotten = isinstance(error, StreamGone)
         await self._trying.pause(error, anyway=forgotten)
         request = GetOpen(
             name=self.name,

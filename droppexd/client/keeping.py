@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from droppexd.background import open_background
-from droppexd.errors import DroppexError, InvalidRequest
+from droppexd.errors import DroppexError, StreamGone
 from droppexd.wire.messages import KeepStream
 from droppexd.wire.rpc import Connections
 
@@ -36,7 +36,7 @@ async def _keep(connections: Connections, address: str, current: Callable[[], Ke
             continue
         try:
             await connections.call(address, request, timeout_s=KEEP_S)
-        except InvalidRequest:
+        except StreamGone:
             over = request  # Whoever works on the transfer hears so from the app, and may begin another.
         except DroppexError:
             continue  # The app is busy, or gone: then whoever works on the transfer hears so.

@@ -20,10 +20,10 @@ from droppexd.coding import chunk_checksum, extent_digest
 from droppexd.errors import (
     DroppexError,
     IntegrityError,
-    InvalidRequest,
     NotFound,
     PeerError,
     RemoteProtocolError,
+    StreamGone,
 )
 from droppexd.model import EXTENT_CHUNKS, SMALL_SIZE, Layout, Metadata, Receipt
 from droppexd.runtime import Runtime
@@ -119,7 +119,7 @@ class Upload:
                 reader.unread(head)
                 first = await self._go_on(reader, opened, size or 0, progress) if opened.digests else 0
                 return await self._send(reader, first, opened, progress)
-        except InvalidRequest as error:
+        except StreamGone as error:
             raise PeerError(
                 f"the app at {self._address} was started anew, or gave up this put: {error}"
             ) from error

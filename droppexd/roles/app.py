@@ -19,10 +19,10 @@ from droppexd.errors import (
     Conflict,
     DroppexError,
     IntegrityError,
-    InvalidRequest,
     NotFound,
     PeerBusy,
     RemoteProtocolError,
+    StreamGone,
 )
 from droppexd.model import (
     CHUNK_SIZE,
@@ -169,10 +169,10 @@ class _Streams(Generic[S]):
         return self._last
 
     def get(self, number: int, peer: Peer) -> _Stream[S]:
-        """Return the peer's stream; raise InvalidRequest when there is none."""
+        """Return the peer's stream; raise StreamGone when there is none."""
         stream = self._streams.get(number)
         if stream is None or stream.peer.route != peer.route:
-            raise InvalidRequest(f"there is no such {self._what}, or it was silent too long; start again")
+            raise StreamGone(f"there is no such {self._what}, or it was silent too long; start again")
         return stream
 
     def remove(self, number: int) -> _Stream[S] | None:

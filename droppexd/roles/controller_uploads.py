@@ -13,6 +13,7 @@ from droppexd.wire.messages import Committed, Done, Found, Request
 from droppexd.wire.rpc import Answer, Call, Handler
 from droppexd.wire.transport import Frame
 from droppexd.wire.upload_messages import (
+    UPLOADS_LIMIT,
     CommitUpload,
     DropUpload,
     ExtendUpload,
@@ -55,7 +56,7 @@ class UploadDesk:
         self._check_term()
         after = request.after or VersionId(0, 0)
         found = sorted(one for one in self._catalogue.uploads if one > after)
-        page = [self._catalogue.uploads[one] for one in found[: request.limit]]
+        page = [self._catalogue.uploads[one] for one in found[: min(request.limit, UPLOADS_LIMIT)]]
         return UploadsListed(uploads=tuple(page), more=len(found) > len(page))
 
     async def find(self, _call: Call, request: FindUpload, _body: Body) -> Answer:

@@ -33,12 +33,15 @@ _APP = (Role.APP,)
 Digests = Annotated[tuple[Digest, ...], Bounds(0, MAX_EXTENTS)]
 Source = Annotated[bytes, Bounds(1, 32)]
 
+UPLOADS_LIMIT = 500
+"""Uploads in a page, whose names may have 1024 bytes each."""
+
 
 @message(181)
 class UploadsListed(Reply):
     """A page of uploads, in the order of their versions; `more` when there are some behind it."""
 
-    uploads: Annotated[tuple[UploadRecord, ...], Bounds(0, 500)]
+    uploads: Annotated[tuple[UploadRecord, ...], Bounds(0, UPLOADS_LIMIT)]
     more: bool = False
 
 
@@ -47,7 +50,7 @@ class ListUploads(Request[UploadsListed]):
     """List uploads that have not become files, behind the version `after`."""
 
     after: VersionId | None = None
-    limit: Limit = 500
+    limit: Limit = UPLOADS_LIMIT
 
 
 @message(182, reply=Done, callers=_CLIENT)

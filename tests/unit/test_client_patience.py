@@ -19,6 +19,7 @@ from droppexd.errors import (
     PeerError,
     SessionClosed,
     StaleRead,
+    StreamGone,
 )
 from droppexd.model import SMALL_SIZE, ExtentId, ExtentPlaces, FileEntry, Layout, Receipt, Role, VersionId
 from droppexd.wire.messages import (
@@ -355,9 +356,19 @@ def test_a_put_that_breaks_off_ever_again_ends(with_client, app):
 
 def test_a_put_that_the_app_has_forgotten_is_made_anew(with_client, app):
     async def body(client):
-        app.before[PutChunk] = [InvalidRequest("there is no such put")]
+        app.before[PutChunk] = [StreamGone("there is no such put")]
         await client.put_bytes("a/b", LARGE)
         assert app.files["a/b"][1] == LARGE
+
+    with_client(body)
+
+
+def test_a_put_that_cannot_be_is_not_made_again(with_client, app):
+    async def body(client):
+        app.before[PutChunk] = [InvalidRequest("store it in parts")]
+        with pytest.raises(InvalidRequest, match="in parts"):
+            await client.put_bytes("a/b", LARGE)
+        assert app.count(PutOpen) == 1
 
     with_client(body)
 
@@ -420,7 +431,7 @@ def test_a_source_that_cannot_be_read_again_is_put_once(with_client, app):
 
 
 @pytest.mark.parametrize("answered", range(6))
-@pytest.mark.parametrize("error", [LOST, InvalidRequest("there is no such read")])
+@pytest.mark.parametrize("error", [LOST, StreamGone("there is no such read")])
 def test_a_read_goes_on_where_it_was(with_client, app, answered, error):
     async def body(client):
         app.store("a/b", LARGE)
