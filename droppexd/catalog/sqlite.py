@@ -493,6 +493,7 @@ class SqliteEngine:
         self._failure = ""
         self._closing = False
         self._closed = trio.Event()
+        self._readable = True
 
     @property
     def revision(self) -> int:
@@ -534,7 +535,7 @@ class SqliteEngine:
             return await self._runtime.run_blocking(self._read, self._file.range_many, start, end, limit)
 
     def _read(self, function: Callable[..., T], *args: object) -> T:
-        if self._closed.is_set():
+        if not self._readable:
             raise CatalogError("the catalogue is closed")
         try:
             return function(*args)
@@ -643,6 +644,7 @@ class SqliteEngine:
             self._fail_waiting("the catalogue was closed before this change was written")
             with trio.CancelScope(shield=True):
                 async with self._scan_lock:
+                    self._readable = False  # Here reads would use what another thread closes: SQLite crashes.
                     await self._runtime.run_blocking(self._file.close)
             self._watchers.end()
             self._closed.set()

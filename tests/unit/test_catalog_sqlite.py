@@ -135,6 +135,31 @@ def test_transactions_that_wait_together_share_one_flush(tmp_path):
     assert writes <= 2
 
 
+def test_nothing_is_read_any_more_while_a_thread_closes_the_file(tmp_path):
+    seen = []
+
+    async def look_first(function, *args):
+        await trio.lowlevel.checkpoint()
+        if engines:
+            try:
+                engines[0].peek([b"a"])
+            except CatalogError as error:
+                seen.append((function.__name__, str(error)))
+            else:
+                seen.append((function.__name__, "was read"))
+        return function(*args)
+
+    async def main():
+        async with open_sqlite_engine(tmp_path / "c", runtime) as engine:
+            await engine.txn([], [Operation(b"a", b"1")])
+            engines.append(engine)
+
+    engines = []
+    runtime = Runtime(clock=FixedClock(), entropy=NoEntropy(), run_blocking=look_first)
+    trio.run(main)
+    assert seen == [("close", "the catalogue is closed")]
+
+
 def test_what_its_user_raises_comes_out_as_it_is(tmp_path):
     async def main():
         async with open_sqlite_engine(tmp_path / "c", RUNTIME):
