@@ -155,8 +155,7 @@ class Cluster:
 
     def droppex(self, *arguments: str) -> Any:
         """Run a command and return its document."""
-        command = [sys.executable, "-m", "droppexd.cli.client", "--app", self.app["address"]]
-        command += [*(("--key", self._keys[0]) if self._keys else ()), *arguments]
+        command = [sys.executable, "-m", "droppexd.cli.client", "--app", self.app["address"], *arguments]
         out = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(out.stdout)
 

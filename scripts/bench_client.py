@@ -113,15 +113,22 @@ class Bench:
         """Empty a pool."""
         told = await self._client.drain_pool(pool)
         while told.shards:
-            await trio.sleep(0.02)
+            await trio.sleep(0.05)
             told = await self._client.drain_pool(pool, ask=True)
 
+    async def undo_drain(self, pool: str) -> None:
+        """Take a pool back that was drained."""
+        await self._client.drain_pool(pool, undo=True)
+
     async def wait_for_balance(self, pool: str) -> None:
-        """Return once a pool has something, and all shards are where placement wants them."""
+        """Return once all shards are where placement wants them, with this pool."""
         while True:
             status = (await self._client.status()).status
-            held = next(one.shards for one in status.pools if one.name == pool)
-            if held and status.repair.balanced and not status.repair.left:
+            if (
+                status.repair.balanced
+                and not status.repair.left
+                and any(one.name == pool and one.writable for one in status.pools)
+            ):
                 return
             await trio.sleep(0.05)
 

@@ -215,11 +215,14 @@ def small(socket: zmq.Socket, verb: bytes, count: int, concurrency: int) -> None
 
 
 def copier(port: str, folder: str) -> None:
-    """Copy so many pieces from a pool to a file, for each line of standard input; print the seconds."""
+    """Copy so many pieces from a pool to a new file, for each line of standard input; print the seconds.
+
+    Each is kept: a pool that is copied to has no pages of an older file to write on either.
+    """
     socket = connected(port)
-    target = os.open(Path(folder) / "copied", os.O_RDWR | os.O_CREAT)
-    for line in sys.stdin:
+    for copy, line in enumerate(sys.stdin):
         count = int(line)
+        target = os.open(Path(folder) / f"copied-{copy}", os.O_RDWR | os.O_CREAT)
         started = time.perf_counter()
         asked = 0
         for done in range(count):

@@ -2,18 +2,20 @@
 
 Run by `bench.py --secure`. The floor has the same processes over CURVE sockets with as many threads of
 libzmq. That of draining and balancing is a plain copy: one process that asks a pool of the floor for pieces
-and writes them to a file, which it flushes in the end.
+and writes them to a new file, which it flushes in the end.
 """
 
 import os
+import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import zmq
-from bench_processes import MB, process
+from bench_processes import MB, process, usage_of
 
 if TYPE_CHECKING:
     from bench import Cluster, Table
@@ -51,20 +53,27 @@ class Pair:
         self.out.mkdir()
         self._empty = self.cluster.on_disk()
         self.seconds: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
 
     def take_turns(self, file: Path) -> None:
         """Measure both once."""
         chunks = file.stat().st_size // CHUNK
         for name, measure in (
             ("floor put", lambda: self.floor.run("put", file, chunks)),
-            ("put", lambda: self.cluster.run("put", paths=[str(file)])),
+            ("put", lambda: self._run("put", file)),
             ("floor get", lambda: self.floor.run("get", self.out / "floor", chunks)),
-            ("get", lambda: self.cluster.run("get", paths=[str(self.out / file.name)])),
+            ("get", lambda: self._run("get", self.out / file.name)),
         ):
             self.seconds.setdefault(name, []).append(measure())
         self.floor.run("drop")
         self.cluster.run("remove", paths=[str(file)])
         self.cluster.wait_until_dropped(self._empty)
+
+    def _run(self, verb: str, path: Path) -> float:
+        before = sum(self.cluster.cpu().values())
+        seconds: float = self.cluster.run(verb, paths=[str(path)])
+        self.cpu.setdefault(verb, []).append(sum(self.cluster.cpu().values()) - before)
+        return seconds
 
     def rate(self, name: str, size: int) -> float:
         """Return the median speed in MB/s."""
@@ -83,57 +92,113 @@ def transfers(table: "Table", folder: Path, file: Path, rounds: int) -> None:
             for pair in pairs:
                 name = f"{verb} {size // MIB} MiB encrypted, {pair.threads} threads"
                 table.add(name, pair.rate(verb, size), "MB/s", pair.rate(f"floor {verb}", size))
+                table.add(f"{name}: CPU", median(pair.cpu[verb]), "s")
+        for pair in pairs:
+            peak = usage_of(pair.cluster.app["pid"])[1]
+            table.add(f"memory of the app, {pair.threads} threads", peak, "MB")
 
 
-def plain_copy(folder: Path, file: Path, rounds: int) -> float:
-    """Return the speed of a plain copy of what one pool has, in MB/s."""
-    from bench import Floor
+class Copier:
+    """A plain copy: one process that reads what one pool of a floor has and writes it to a new file."""
 
-    environment = floor_environment(1)
-    with ExitStack() as stack:
+    def __init__(self, stack: ExitStack, folder: Path, file: Path) -> None:
+        from bench import Floor
+
+        environment = floor_environment(1)
         floor = Floor(stack, folder / "copy-floor", environment)
-        floor.run("put", file, file.stat().st_size // CHUNK)
+        self._pieces = file.stat().st_size // CHUNK
+        floor.run("put", file, self._pieces)
         command = [str(HERE / "bench_floor.py"), "copier", floor.ports[1], str(folder)]
-        copier = stack.enter_context(process(*command, env={**os.environ, **environment}))
-        pieces = file.stat().st_size // CHUNK
-        seconds = []
-        for _ in range(rounds):
-            copier.stdin.write(f"{pieces}\n")
-            copier.stdin.flush()
-            seconds.append(float(copier.stdout.readline()))
-    return pieces * PIECE / MB / median(seconds)
+        self._process = stack.enter_context(process(*command, env={**os.environ, **environment}))
+
+    def run(self) -> float:
+        """Copy once; return the speed in MB/s."""
+        self._process.stdin.write(f"{self._pieces}\n")
+        self._process.stdin.flush()
+        return self._pieces * PIECE / MB / float(self._process.stdout.readline())
 
 
 def growing_and_shrinking(table: "Table", folder: Path, file: Path, rounds: int) -> None:
-    """Drain one of seven pools, and have another join six."""
+    """Have a pool join six; then drain it, and have it join again empty, over and over.
+
+    Plain copies take turns with that.
+    """
     from bench import Cluster
 
-    floor = plain_copy(folder, file, rounds)
-    place = folder / "drain"
-    place.mkdir()
-    keys = (str(place / "dev" / "keys" / "client-client.key"), "1")
+    last = f"pool-{DRAIN_POOLS}"
+    keys = (str(folder / "dev" / "keys" / "client-client.key"), "1")
+    rates: dict[str, list[float]] = {"copy": [], "balance": [], "drain": []}
+    cpu: dict[str, list[float]] = {"balance": [], "drain": []}
     with ExitStack() as stack:
-        cluster = Cluster(stack, place, DRAIN_POOLS - 1, "--secure", keys=keys)
+        cluster = Cluster(stack, folder, DRAIN_POOLS - 1, "--secure", keys=keys)
         for number in range(FILES):
             named = folder / f"whole-{number}"
             named.symlink_to(file)
             cluster.run("put", paths=[str(named)])
     with ExitStack() as stack:
-        cluster = Cluster(stack, place, DRAIN_POOLS, "--secure", keys=keys)
-        began = time.monotonic()
-        cluster.run("wait_for_balance", pool=f"pool-{DRAIN_POOLS}")
-        seconds = time.monotonic() - began
-        moved = held_by(cluster, f"pool-{DRAIN_POOLS}")
-        table.add(f"balancing after a pool joined {DRAIN_POOLS - 1}", moved / MB / seconds, "MB/s", floor)
-        held = held_by(cluster, "pool-1")
-        seconds = cluster.run("drain", pool="pool-1")
-        table.add(f"draining 1 of {DRAIN_POOLS} pools", held / MB / seconds, "MB/s", floor)
+        copier = Copier(stack, folder, file)
+        cluster = Cluster(stack, folder, DRAIN_POOLS, "--secure", keys=keys)
+
+        def measure(what: str, operation: Callable[[], float]) -> None:
+            """Do it after a copy; what was moved is what the pool has before or after.
+
+            Not before all pools have dropped what was moved away, or they would have it still.
+            """
+            wait_until_dropped(cluster, FILES * file.stat().st_size * 6 // 4)
+            moving = FILES * file.stat().st_size * 6 // 4 // DRAIN_POOLS
+            touch_memory(folder, moving)
+            rates["copy"].append(copier.run())
+            touch_memory(folder, moving)
+            held, used = held_by(cluster, last), sum(cluster.cpu().values())
+            seconds = operation()
+            moved = max(held, held_by(cluster, last))
+            rates[what].append(moved / MB / seconds)
+            cpu[what].append((sum(cluster.cpu().values()) - used) * 1000 / (moved / MB))
+
+        def balance() -> float:
+            began = time.monotonic()
+            cluster.run("undo_drain", pool=last)
+            cluster.run("wait_for_balance", pool=last)
+            return time.monotonic() - began
+
+        cluster.run("wait_for_balance", pool=last)
+        for _ in range(rounds):
+            measure("drain", lambda: cluster.run("drain", pool=last))
+            measure("balance", balance)
+    floor = median(rates["copy"])
+    table.add(f"balancing after a pool joined {DRAIN_POOLS - 1}", median(rates["balance"]), "MB/s", floor)
+    table.add(f"draining 1 of {DRAIN_POOLS} pools", median(rates["drain"]), "MB/s", floor)
+    table.add("balancing: CPU of all", median(cpu["balance"]), "s/GB")
+    table.add("draining: CPU of all", median(cpu["drain"]), "s/GB")
 
 
 def held_by(cluster: "Cluster", name: str) -> int:
     """Return the bytes of the large shards of a pool."""
     entry = next(entry for entry in cluster.processes if entry["name"] == name)
     return sum(file.stat().st_size for file in (Path(entry["data"]) / "large").glob("*/*"))
+
+
+def touch_memory(folder: Path, size: int) -> None:
+    """Have the kernel use so much memory and free it.
+
+    What has been free for seconds goes back from a virtual machine to its host, and its next touch is slow:
+    then it would be the host that is measured.
+    """
+    path = folder / "touched"
+    block = bytes(MIB)
+    with path.open("wb") as target:
+        for _ in range(size // MIB):
+            target.write(block)
+    path.unlink()
+
+
+def wait_until_dropped(cluster: "Cluster", stored: int) -> None:
+    """Wait until the pools hold each shard once."""
+    deadline = time.monotonic() + 60
+    while sum(held_by(cluster, f"pool-{number + 1}") for number in range(DRAIN_POOLS)) > stored + MIB:
+        if time.monotonic() > deadline:
+            raise SystemExit("shards that were moved have not left the disks within a minute")
+        time.sleep(0.1)
 
 
 def run(folder: Path, size: int, rounds: int) -> "Table":
@@ -143,6 +208,9 @@ def run(folder: Path, size: int, rounds: int) -> "Table":
     table = Table()
     file = folder / "whole"
     make_file(file, size * MIB)
-    transfers(table, folder, file, rounds)
-    growing_and_shrinking(table, folder, file, rounds)
+    for part in (transfers, growing_and_shrinking):
+        place = folder / part.__name__
+        place.mkdir()
+        part(table, place, file, rounds)
+        shutil.rmtree(place)
     return table
