@@ -6,6 +6,7 @@ it and reads it back. Only then the master hears of it, and records it if nobody
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -39,8 +40,17 @@ from droppexd.roles.pool_reconcile import Reconciler
 from droppexd.roles.pool_writer import SmallWriter
 from droppexd.roles.throttle import Throttle
 from droppexd.runtime import Runtime
-from droppexd.store.interface import ShardStore, StoredShard
-from droppexd.wire.messages import MAX_ORDERS, ExpectedShard, ReadPiece, RepairOrder, ShardsStored, TakeWork
+from droppexd.store.interface import ShardStore, ShardWriter, StoredShard
+from droppexd.wire.messages import (
+    MAX_ORDERS,
+    MOST_TOGETHER,
+    ExpectedShard,
+    Piece,
+    ReadPiece,
+    RepairOrder,
+    ShardsStored,
+    TakeWork,
+)
 from droppexd.wire.rpc import Connections
 from droppexd.wire.transport import Frame
 
@@ -53,8 +63,8 @@ _PAUSE_S = 1.0
 _SMALL_AT_ONCE = 64
 """Orders for shards of one small piece in work at once: enough to share flushes."""
 _LARGE_AT_ONCE = 2
-_CHUNKS_AT_ONCE = 3
-"""Chunks of one large shard on their way: with k pieces each, 2 * 3 * 4 MiB in memory at the most."""
+_STEPS_AT_ONCE = 3
+"""Steps of one large shard on their way: with k pieces each, 2 * 3 * 4 MiB in memory at the most."""
 _INLINE_SIZE = 64 * 1024
 """Rebuilding this much costs less than handing it to a thread."""
 
@@ -82,6 +92,11 @@ class _Found:
     version: VersionId | None = None
     name: str = ""
     place: int = UNKNOWN_PLACE
+
+    def hear(self, reply: Piece) -> None:
+        """Take over the hints that come with the first piece of a shard."""
+        if reply.version is not None:
+            self.version, self.name, self.place = reply.version, reply.name, reply.place
 
 
 class Rebuilder:
@@ -274,30 +289,45 @@ class Rebuilder:
             raise outcome[0]
 
     async def _rebuild_large(self, extent: Extent, shard: int, sources: _Sources, old: "_Old | None") -> None:
-        """Stream the chunks through: read ahead, write in order."""
+        """Stream the chunks through in steps: read ahead, write in order.
+
+        A step rebuilds the piece of one chunk from k others or, where the very shard can be read, copies as
+        many of its pieces.
+        """
         writer = await self._runtime.run_blocking(self._store.begin, 0)
         try:
             found = _Found()
             turns = Turns()
-            room = trio.Semaphore(_CHUNKS_AT_ONCE)
+            room = trio.Semaphore(_STEPS_AT_ONCE)
             failure: list[DroppexError] = []
+            size = piece_size(extent.chunk_size, extent.layout.k)
+            end = chunk_count(extent.size, extent.chunk_size)
 
-            async def one(chunk: int, everything: trio.CancelScope) -> None:
+            async def step(chunks: range, everything: trio.CancelScope) -> None:
                 try:
-                    piece = await self._piece(extent, shard, chunk, sources, old, found)
-                    await turns.wait(chunk)
-                    await self._runtime.run_blocking(writer.write, chunk, piece)
-                    turns.pass_on()
+                    if len(chunks) == 1 or not await self._copy(
+                        extent, shard, chunks, sources, found, writer, turns
+                    ):
+                        for chunk in chunks:
+                            piece = await self._piece(extent, shard, chunk, sources, old, found)
+                            await turns.wait(chunk)
+                            await self._runtime.run_blocking(writer.write, chunk, piece)
+                            turns.pass_on()
                     room.release()
                 except DroppexError as error:
                     failure.append(error)
                     everything.cancel()
 
             async with trio.open_nursery() as nursery:
-                for chunk in range(chunk_count(extent.size, extent.chunk_size)):
+                chunk = 0
+                while chunk < end:
                     await room.acquire()
-                    nursery.start_soon(one, chunk, nursery.cancel_scope)
-                    await self._throttle.wait(piece_size(extent.chunk_size, extent.layout.k))
+                    copying = old is None and sources.order[:1] == [shard]
+                    together = min(extent.layout.k, MOST_TOGETHER, end - chunk) if copying else 1
+                    chunks = range(chunk, chunk + together)
+                    nursery.start_soon(step, chunks, nursery.cancel_scope)
+                    await self._throttle.wait(len(chunks) * size)
+                    chunk = chunks.stop
             if failure:
                 raise failure[0]
             header = self._header(extent, shard, found)
@@ -320,6 +350,36 @@ class Rebuilder:
             name=found.name,
             place=found.place,
         )
+
+    async def _copy(
+        self,
+        extent: Extent,
+        shard: int,
+        chunks: range,
+        sources: _Sources,
+        found: _Found,
+        writer: ShardWriter,
+        turns: Turns,
+    ) -> bool:
+        """Copy pieces of the very shard; return whether they were whole, else nothing was written."""
+        try:
+            reply, pieces = await self._ask(extent, shard, chunks, sources.addresses[shard])
+        except DroppexError as error:
+            sources.fail(shard, str(error))
+            return False
+        checksums = (reply.checksum, *reply.following)
+        await turns.wait(chunks.start)
+        try:
+            await self._runtime.run_blocking(
+                _write_verified, writer, extent, shard, chunks, checksums, pieces
+            )
+        except IntegrityError as error:
+            sources.fail(shard, str(error))
+            return False
+        found.hear(reply)
+        found.checksums.update(zip(chunks, checksums, strict=True))
+        turns.pass_on(len(chunks))
+        return True
 
     async def _piece(
         self,
@@ -378,16 +438,20 @@ class Rebuilder:
         return pieces
 
     async def _fetch(self, extent: Extent, index: int, chunk: int, address: str, found: _Found) -> Frame:
-        request = ReadPiece(extent=extent.id, index=index, chunk=chunk, repair=True)
-        reply, body = await self._connections.call(address, request, timeout_s=_PIECE_S)
-        size = piece_size(chunk_length(extent.size, extent.chunk_size, chunk), extent.layout.k)
-        if len(body) != 1 or len(body[0]) != size:
-            raise IntegrityError("a piece of the wrong size")
-        if piece_checksum(extent.id, extent.layout, index, chunk, body[0]) != reply.checksum:
-            raise IntegrityError("the bytes do not match their checksum")
-        if reply.version is not None:
-            found.version, found.name, found.place = reply.version, reply.name, reply.place
-        return body[0]
+        reply, (piece,) = await self._ask(extent, index, range(chunk, chunk + 1), address)
+        _verify(extent, index, chunk, piece, reply.checksum)
+        found.hear(reply)
+        return piece
+
+    async def _ask(
+        self, extent: Extent, index: int, chunks: range, address: str
+    ) -> tuple[Piece, Sequence[Frame]]:
+        """Read pieces of a shard from its pool: as many as were asked for, not verified yet."""
+        request = ReadPiece(extent=extent.id, index=index, chunk=chunks.start, count=len(chunks), repair=True)
+        reply, body = await self._connections.call(address, request, timeout_s=_PIECE_S * len(chunks))
+        if not len(body) == 1 + len(reply.following) == len(chunks):
+            raise IntegrityError(f"{len(body)} pieces where {len(chunks)} were asked for")
+        return reply, body
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +467,29 @@ class _Old:
 def _is_small(extent: Extent) -> bool:
     """Whether a shard is one piece that goes into the database."""
     return extent.size <= extent.chunk_size and piece_size(extent.size, extent.layout.k) <= SMALL_SIZE
+
+
+def _verify(extent: Extent, shard: int, chunk: int, piece: Frame, checksum: bytes) -> None:
+    """Raise IntegrityError unless this is that piece."""
+    if len(piece) != piece_size(chunk_length(extent.size, extent.chunk_size, chunk), extent.layout.k):
+        raise IntegrityError("a piece of the wrong size")
+    if piece_checksum(extent.id, extent.layout, shard, chunk, piece) != checksum:
+        raise IntegrityError("the bytes do not match their checksum")
+
+
+def _write_verified(
+    writer: ShardWriter,
+    extent: Extent,
+    shard: int,
+    chunks: range,
+    checksums: Sequence[bytes],
+    pieces: Sequence[Frame],
+) -> None:
+    """Write pieces that are due, once all were verified. Blocking."""
+    for chunk, checksum, piece in zip(chunks, checksums, pieces, strict=True):
+        _verify(extent, shard, chunk, piece, checksum)
+    for chunk, piece in zip(chunks, pieces, strict=True):
+        writer.write(chunk, piece)
 
 
 def _good_piece(old: StoredShard, extent: Extent, shard: int, chunk: int) -> Frame | None:

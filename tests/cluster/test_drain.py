@@ -5,7 +5,9 @@ from collections import Counter
 
 import pytest
 
-from droppexd.model import Layout, Membership, PoolState
+from droppexd.model import CHUNK_SIZE, Layout, Membership, PoolState
+from droppexd.store.header_file import BLOCK_BYTES
+from tests.cluster.test_reads import flip
 
 SETTINGS = {"controller": {"heartbeat": "300ms", "down_after": "2s", "delete_grace": "1s"}}
 
@@ -137,3 +139,25 @@ def test_what_has_nowhere_to_go_is_told_and_stays(new_cluster, content, wait_unt
         assert holders_of(cluster, ["docs/one"])["pool-1"] == 1
         assert cluster.get("docs/one") == data
         assert "still has 1 shards" in cluster.droppex("pools", "remove", "pool-1", code=4).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [0, 2, 6])
+def test_what_is_damaged_on_a_pool_is_rebuilt_from_the_others_when_it_is_drained(
+    new_cluster, content, chunk, wait_until
+):
+    with new_cluster(pools=4, prepare=apart, **SETTINGS) as cluster:
+        data = content(7 * CHUNK_SIZE - 1000)
+        cluster.put("one", data, layout=Layout(2, 1))
+        holder = cluster.describe("one").extents[0].shards[0].name
+        flip(cluster.shard_files("one")[0], BLOCK_BYTES + chunk * CHUNK_SIZE // 2 + 5)
+        cluster.droppex("pools", "drain", holder)
+        assert holder not in holders_of(cluster, ["one"])
+        wait_until(lambda: at_rest(cluster), "no rest")
+        cluster.pool(holder).kill()
+        # Both that are left of the three suffice: what was moved is sound.
+        for other in range(1, 3):
+            one = cluster.describe("one").extents[0].shards[other]
+            cluster.pool(one.name).kill()
+            assert cluster.get("one") == data
+            cluster.pool(one.name).start()
