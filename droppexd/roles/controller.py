@@ -231,11 +231,6 @@ class _Controller:
             replace_after_s=settings.replace_after_s,
             began=self._started,
         )
-        self.care = Care(catalogue, self._pools, self._pool_records, runtime.clock, self._check_term)
-        self.care.pools_changed()
-        self._uploads = UploadDesk(catalogue, runtime.clock, settings.uploads_kept_s, self._check_term)
-        self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
-        self.restore = RestoreWatch(catalogue, self._pools, connections, settings.replace_after_s)
         self.peers = Peers(
             catalogue=catalogue,
             front=front,
@@ -245,6 +240,13 @@ class _Controller:
             publish=publish,
             group=group,
         )
+        self.care = Care(
+            catalogue, self._pools, self._pool_records, runtime.clock, self._check_term, self.peers.tell
+        )
+        self.care.pools_changed()
+        self._uploads = UploadDesk(catalogue, runtime.clock, settings.uploads_kept_s, self._check_term)
+        self._orphans = OrphanRulings(catalogue, self.care.repair, self._check_term)
+        self.restore = RestoreWatch(catalogue, self._pools, connections, settings.replace_after_s)
         self.members = MemberDesk(
             catalogue, keys, runtime.clock, self._check_term, lambda: self.peers.addresses, self.peers.tell
         )
@@ -775,6 +777,7 @@ class _OneOfGroup:
                     nursery.start_soon(controller.care.record_losses)
                     nursery.start_soon(controller.restore.run)
                     nursery.start_soon(controller.care.repair.run)
+                    nursery.start_soon(controller.care.tell_of_work)
                     controller.choose_journals()
                     self.front.leads(controller.mastership())
                     nursery.start_soon(controller.peers.run)

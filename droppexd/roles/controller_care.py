@@ -1,11 +1,12 @@
 """What the master does about pools that lose shards: for good, for a while, or some of them.
 
-Handlers for what pools report, and two tasks: one walks the extents of pools that are out or removed and
-records their shards as missing, the other (`controller_repair`) plans what is rebuilt where.
+Handlers for what pools report, and three tasks: one walks the extents of pools that are out or removed and
+records their shards as missing, one (`controller_repair`) plans what is rebuilt where, and one tells pools
+that there is work for them.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ from droppexd.wire.messages import (
     TakeWork,
     Work,
 )
-from droppexd.wire.pool_messages import DrainPool, PoolDrained, PoolRemoved, RemovePool
+from droppexd.wire.pool_messages import DrainPool, PoolDrained, PoolRemoved, RemovePool, WorkWaits
 from droppexd.wire.rpc import Answer, Call, Handler
 from droppexd.wire.transport import Frame
 
@@ -60,7 +61,9 @@ class Care:
         pool_records: trio.Lock,
         clock: Clock,
         check_term: Callable[[], None],
+        tell: Callable[[Request[Any], Sequence[str]], Awaitable[object]],
     ) -> None:
+        self._tell = tell
         self.repair = Repair(catalogue, pools, clock)
         self._catalogue = catalogue
         self._pools = pools
@@ -130,6 +133,14 @@ class Care:
         places = tuple(ExpectedShard(*place) for place in refused)
         self.repair.recorded(request.number, request.shards, places)
         return Recorded(refused=places)
+
+    async def tell_of_work(self) -> None:
+        """Tell pools that idle when there are orders for them, for ever.
+
+        Whom this does not reach hears of them in the answer to its next heartbeat.
+        """
+        while True:
+            await self._tell(WorkWaits(), await self.repair.idle_with_work())
 
     # -- pools that are lost -------------------------------------------------------------------
 

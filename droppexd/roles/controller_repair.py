@@ -110,6 +110,9 @@ class Repair:
         self._asked_at: dict[int, float] = {}
         self._backed_off: dict[ExtentId, float] = {}
         self._news = trio.Event()
+        self._idle_with_work: dict[int, None] = {}
+        """Pools that got their first order, and were not told of it yet."""
+        self._first_order = trio.Event()
         self._afresh = False
         self._view_version = -1
         self._infos: dict[int, PoolInfo] = {}
@@ -132,6 +135,15 @@ class Repair:
     def has_work(self, pool: int) -> bool:
         """Return whether there are orders for a pool."""
         return bool(self._queued.get(pool))
+
+    async def idle_with_work(self) -> list[str]:
+        """Wait until there are orders for pools that had none; return the addresses of those."""
+        await self._first_order.wait()
+        self._first_order = trio.Event()
+        infos = self._view()
+        pools = [infos[pool].address for pool in self._idle_with_work if pool in infos]
+        self._idle_with_work.clear()
+        return pools
 
     def take(self, request: TakeWork) -> tuple[tuple[RepairOrder, ...], tuple[PoolAddress, ...]]:
         """Return orders for a pool, and where the shards of their extents can be read."""
@@ -270,12 +282,9 @@ class Repair:
         if self._is_balanced() or self._catalogue.restored_ms is not None:
             return
         wanted = self._placement.inputs
-        self._balancing = 0
-        if (
-            await self._pass(self._misplaced_pages()) is not None
-            and not self._balancing
-            and not self._planned
-        ):
+        self._balancing = sum(one.balancing for one in self._planned.values())
+        # What cannot be moved for the moment counts: nobody would look again.
+        if await self._pass(self._misplaced_pages()) is not None and not self._balancing:
             self._balanced = wanted
             log.info("all shards are where placement wants them pools=%d", len(wanted))
 
@@ -352,8 +361,7 @@ class Repair:
             await trio.sleep(PATIENCE * (self._clock.now() - began))
 
     def _misplaced(self, extent: Extent) -> _Wanted | None:
-        now = self._clock.now()
-        if MISSING in extent.pools or extent.id in self._planned or self._is_backed_off(extent.id, now):
+        if MISSING in extent.pools or extent.id in self._planned:
             return None
         size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
         move = self._placement.move(extent.id, extent.layout, extent.pools, partial(self._usable, size=size))
@@ -367,19 +375,28 @@ class Repair:
         for extent, shard, target in wanted:
             if extent.id in self._planned or self._is_backed_off(extent.id, now):
                 continue
+            if _readable(extent, infos) < extent.layout.k:
+                stuck += 1
+                continue
             pool = target
-            if pool == MISSING and _readable(extent, infos) >= extent.layout.k:
+            if pool == MISSING:
                 others = [number for at, number in enumerate(extent.pools) if at != shard]
                 size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
                 pool = self._placement.spare(
                     extent.id, extent.layout, others, partial(self._usable, size=size)
                 )
+                if not self._is_balanced():
+                    self._balanced = None  # Else it would hold again when the pools of then are back.
             if pool == MISSING:
                 stuck += 1
                 continue
             planned = _Planned(extent, shard, pool, target != MISSING)
             self._planned[extent.id] = planned
-            self._queued.setdefault(pool, {})[extent.id] = planned
+            queue = self._queued.setdefault(pool, {})
+            if not queue and not self._handed.get(pool):
+                self._idle_with_work[pool] = None
+                self._first_order.set()
+            queue[extent.id] = planned
         return stuck
 
     def _look_at_pools(self) -> None:
@@ -407,7 +424,9 @@ class Repair:
     # -- what is planned no more ---------------------------------------------------------------
 
     def _plan_on(self) -> None:
-        if len(self._planned) < PLAN_AGAIN and (self._catalogue.missing or self._balancing):
+        if not self._planned or (
+            len(self._planned) < PLAN_AGAIN and (self._catalogue.missing or self._balancing)
+        ):
             self._news.set()
 
     def _back_off(self, extent: ExtentId, now: float) -> None:

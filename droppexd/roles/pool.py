@@ -52,6 +52,7 @@ from droppexd.wire.messages import (
     Welcomed,
     WritePiece,
 )
+from droppexd.wire.pool_messages import WorkWaits
 from droppexd.wire.rpc import (
     Answer,
     Call,
@@ -159,6 +160,7 @@ class _Pool:
                 GetScrubFindings: self.scrubber.get_findings,
                 FindOrphans: self._orphans.find_orphans,
                 TellMaster: self.tell_master,
+                WorkWaits: self.take_work,
                 **self._admission.handlers(),
                 **(self.journal.handlers() if self.journal is not None else {}),
             },
@@ -255,6 +257,11 @@ class _Pool:
         return hints, pieces
 
     # -- the master ----------------------------------------------------------------------------
+
+    async def take_work(self, _call: Call, _request: WorkWaits, _body: Sequence[Frame]) -> Answer:
+        """Have the master asked for orders at once."""
+        self._rebuilder.heard(work=True)
+        return Done()
 
     async def tell_master(self, call: Call, request: TellMaster, _body: Sequence[Frame]) -> Answer:
         """Take note of the master. Raise IdentityError when it is another cluster's."""

@@ -1,4 +1,4 @@
-"""The messages about what operators decide about pools that work: to empty one, and to take it out.
+"""The messages about pools that work: to empty one, to take it out, and that there is work for it.
 
 Their kinds are numbered from 160.
 """
@@ -7,9 +7,10 @@ from typing import Annotated
 
 from droppexd.model import Label, PoolNumber, Role
 from droppexd.schema import Bounds
-from droppexd.wire.messages import Reply, Request, message
+from droppexd.wire.messages import Done, Reply, Request, message
 
 _CLIENT = (Role.CLIENT, Role.APP)
+_CONTROLLER = (Role.CONTROLLER,)
 
 
 @message(161)
@@ -53,3 +54,8 @@ class RemovePool(Request[PoolRemoved]):
     """Remove a pool for good that was emptied. Refused while anything is recorded there."""
 
     pool: Annotated[str, Bounds(1, 128)]
+
+
+@message(164, reply=Done, callers=_CONTROLLER)
+class WorkWaits(Request[Done]):
+    """The master has orders for this pool, which need not wait until a heartbeat's answer says so."""

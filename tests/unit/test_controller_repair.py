@@ -1,6 +1,7 @@
 """Which shard is rebuilt next, by whom, and what becomes of orders that are not carried out."""
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -13,11 +14,13 @@ from droppexd.model import (
     Extent,
     ExtentId,
     Layout,
+    Membership,
     OperationId,
     PoolRecord,
     Version,
     VersionId,
 )
+from droppexd.placement import Placement
 from droppexd.roles import controller_repair
 from droppexd.roles.controller_pools import PoolTable
 from droppexd.roles.controller_repair import BACK_OFF_S, LEASE_S, PLANNED, Repair
@@ -68,6 +71,17 @@ class Master:
         refused = await self.catalogue.place_shards(pool, bytes([pool]) * 16, places)
         self.repair.recorded(pool, places, [ExpectedShard(*place) for place in refused])
         return refused
+
+    async def carry_out(self):
+        """Have the pools do what there is to do at this moment."""
+        for pool in range(1, POOLS + 1):
+            orders, _ = self.take(pool)
+            assert await self.store(pool, orders) == []
+
+    async def decide(self, pool, membership):
+        record = replace(self.pools.known(pool), membership=membership.value)
+        self.pools.decide(await self.catalogue.save_pool(record))
+        self.repair.look_afresh()
 
     def beat(self, pool, **fields):
         said = {"capacity": 2**40, "free": 2**40, "shards": 0, "read_only": False}
@@ -315,6 +329,118 @@ def test_shards_on_a_failed_disk_move_when_nothing_is_missing(story):
         assert master.catalogue.places(1) == 0
         assert elsewhere
         assert master.repair.status().moving == 0
+
+    story(body)
+
+
+def test_shards_come_back_to_a_pool_that_is_taken_back_as_soon_as_it_is_empty(story):
+    async def body(master):
+        placement = Placement(master.pools.map().pools)
+        for _ in range(20):
+            extent = ExtentId(master.session, master.counter + 2)
+            await master.put(placement.order(extent, Layout(4, 2))[:6])
+        master.repair.look_afresh()
+        await trio.sleep(5)
+        assert master.repair.status().balanced
+        held = master.catalogue.places(1)
+        await master.decide(1, Membership.DRAINING)
+        while master.catalogue.places(1):
+            await trio.sleep(0.1)
+            await master.carry_out()
+        await master.decide(1, Membership.MEMBER)
+        assert not master.repair.status().balanced
+        while not master.repair.status().balanced:
+            await trio.sleep(0.1)
+            await master.carry_out()
+        assert held
+        assert master.catalogue.places(1) == held
+
+    story(body)
+
+
+def test_a_move_that_failed_is_made_later_though_nothing_else_is_misplaced(story):
+    async def body(master):
+        extent = ExtentId(master.session, master.counter + 2)
+        placed = Placement(master.pools.map().pools).order(extent, Layout(4, 2))
+        await put_while_one_was_away(master, placed)
+        await trio.sleep(1)
+        assert master.repair.status().balancing == 1
+        assert len(master.take(placed[5])[0]) == 1
+        master.take(placed[5], failed=[extent])
+        await trio.sleep(5)
+        assert not master.repair.status().balanced
+        await trio.sleep(BACK_OFF_S)
+        await master.carry_out()
+        await trio.sleep(5)
+        assert master.catalogue.places(placed[5]) == 1
+        assert master.repair.status().balanced
+
+    story(body)
+
+
+def test_nothing_moves_while_too_few_of_its_shards_can_be_read(story):
+    async def body(master):
+        extent = ExtentId(master.session, master.counter + 2)
+        placed = Placement(master.pools.map().pools).order(extent, Layout(4, 2))
+        silent = {placed[0], placed[1], placed[6]}
+        await silence(master, silent)
+        await put_while_one_was_away(master, placed)
+        await trio.sleep(5)
+        assert not any(master.take_all().values())
+        assert not master.repair.status().balanced
+        for pool in silent:
+            master.pools.enter(master.pools.known(pool), announce(pool), trio.current_time())
+        await trio.sleep(5)
+        await master.carry_out()
+        await trio.sleep(5)
+        assert master.repair.status().balanced
+
+    story(body)
+
+
+async def put_while_one_was_away(master, placed):
+    """Put an extent that has a shard on the pool behind its set, because one of the set was not there."""
+    await master.decide(placed[5], Membership.DRAINING)
+    await trio.sleep(1)
+    assert master.repair.status().balanced
+    await master.put((*placed[:5], placed[6]))
+    await master.decide(placed[5], Membership.MEMBER)
+
+
+async def silence(master, pools):
+    """Let these pools be down, and the others live on."""
+    for _ in range(6):
+        await trio.sleep(2.5)
+        for pool in set(range(1, POOLS + 1)) - pools:
+            master.beat(pool)
+        for record in master.pools.expire(trio.current_time()):
+            master.repair.pool_is_gone(record.number)
+
+
+def test_pools_that_idle_are_told_of_their_first_order(story):
+    async def body(master):
+        told = []
+
+        async def listen():
+            while True:
+                told.extend(await master.repair.idle_with_work())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            for _ in range(3):
+                await master.put((1, 2, 3, 4, 5, MISSING))
+            master.repair.look_afresh()
+            await trio.sleep(0.5)
+            given = {f"tcp://127.0.0.1:{pool}" for pool, orders in master.take_all(room=1).items() if orders}
+            assert sorted(told) == sorted(given)
+            for missing in range(6):
+                await master.put(tuple(MISSING if at == missing else at + 1 for at in range(6)))
+            told.clear()
+            master.repair.look_afresh()
+            await trio.sleep(0.5)
+            assert told
+            assert given.isdisjoint(told)  # Those that have something in work ask by themselves.
+            nursery.cancel_scope.cancel()
 
     story(body)
 
