@@ -113,6 +113,8 @@ class SimulatedEngine:
         """Why nothing is to be added; for tests to set."""
         self.full = False
         """Whether the disk has no room for anything; for tests to set."""
+        self.frees_when_full = False
+        """Whether what only deletes is done all the same, as etcd does and SQLite cannot."""
 
     @property
     def revision(self) -> int:
@@ -148,8 +150,8 @@ class SimulatedEngine:
         check_txn(then)
         if self._failure:
             raise CatalogError(self._failure)
-        if self.full and then:
-            raise CatalogFull("the simulated disk is full, and nothing was changed")
+        if then and not (self.frees_when_full and all(value is None for _, value in then)):
+            self._require_room()
         waiting = WaitingTxn(compare, then)
         self._waiting.append(waiting)
         # Whoever holds the lock writes for all who wait; it takes them only after the flush's time, so that
@@ -162,6 +164,10 @@ class SimulatedEngine:
                 else:
                     self._write_waiting(len(self._waiting))
         return waiting.result()
+
+    def _require_room(self) -> None:
+        if self.full:
+            raise CatalogFull("the simulated disk is full, and nothing was changed")
 
     def _write_waiting(self, count: int) -> None:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
@@ -245,6 +251,7 @@ class SimulatedEngine:
                 self._lose_waiting(self._flush_failure, 0)
             if self._failure:
                 raise CatalogError(self._failure)
+            self._require_room()
             yield
 
     def fail_flush(self, reason: str = "Input/output error", *, written: int = 0) -> None:

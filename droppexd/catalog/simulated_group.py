@@ -33,6 +33,7 @@ class SharedStore:
 
     def __init__(self, engine: SimulatedEngine, *, lease_s: float = 10.0) -> None:
         self.engine = engine
+        self.engine.frees_when_full = True  # Or no lease would ever end.
         self.lease_s = lease_s
         self._expires_at: dict[int, float] = {}
         """By the revision of the key that the lease is of."""

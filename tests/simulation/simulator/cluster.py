@@ -1,5 +1,6 @@
 """The processes of a run, on one network and many disks: started, killed and started again."""
 
+import enum
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -80,6 +81,23 @@ class Process:
     life: Life = field(default_factory=Life)
 
 
+class Shortage(enum.Enum):
+    """How full a catalogue's disk is."""
+
+    DELETES_ONLY = enum.auto()
+    """What is left of the ballast is for changes that give room."""
+    NOTHING = enum.auto()
+
+
+CATALOGUE = "catalogue"
+"""What stands for its disk where controllers share one."""
+
+
+def _have_room(engine: SimulatedEngine, shortage: Shortage | None) -> None:
+    engine.shortage = "" if shortage is None else "the simulated disk is full: nothing is added"
+    engine.full = shortage is Shortage.NOTHING
+
+
 class Cluster:
     """One controller at least, apps, pools; what they stand on, and what is done to them."""
 
@@ -104,6 +122,8 @@ class Cluster:
         """What pools keep of the catalogue, by the name of their disk."""
         self.shared: SharedStore | None = None
         """What several controllers stand on; it outlives them all."""
+        self.shortages: dict[str, Shortage] = {}
+        """Controllers whose disks are full; of those that share a catalogue, which they find so: `CATALOGUE`."""
         self.catalogue_latency_s = 0.0
         self.verdict_latency_s = 0.0
         """From a controller's look at many records to its answer; other answers are not late."""
@@ -271,7 +291,7 @@ class Cluster:
             await self._serve_in_group(process, transport, status, self._group_of(process))
             return
         name = process.name
-        copy = process.copy = SimulatedEngine(process.runtime, self.agreed.disks[name], flush=self._flush)
+        copy = process.copy = self._engine_on(self.agreed.disks[name], process.runtime, name)
         terms = Terms()
         async with open_connections(transport, terms=Terms()) as connections:
             settings = FollowersSettings(
@@ -327,15 +347,34 @@ class Cluster:
         if self.shape.controllers == 1:
             if self.engine is None or self.engine.failure:
                 self._crash_engine(0)
-                self.engine = SimulatedEngine(process.runtime, self.world.catalogue, flush=self._flush)
+                self.engine = self._engine_on(self.world.catalogue, process.runtime)
             return SoleGroup(WrittenBy(process.name, self.engine, self.world))
         if self.shared is None:
             runtime, _, _ = runtime_of(f"{self._seed} store")
-            engine = SimulatedEngine(runtime, self.world.catalogue, flush=self._flush)
+            engine = self._engine_on(self.world.catalogue, runtime)
             self.shared = SharedStore(engine, lease_s=self.shape.lease_s)
         process.link = StoreLink(self.shared)
         process.link.delay_s = lambda: self._flush_entropy.uniform(*self.shape.delay_s)
         return _WatchedGroup(process, self.world)
+
+    def _engine_on(self, disk: CatalogueDisk, runtime: Runtime, name: str = CATALOGUE) -> SimulatedEngine:
+        engine = SimulatedEngine(runtime, disk, flush=self._flush)
+        _have_room(engine, self.shortages.get(name))
+        return engine
+
+    def fill_disk(self, controller: str, shortage: Shortage | None) -> None:
+        """Leave the disk of a controller's catalogue no room, or make room again with None."""
+        if self.agreed is None:
+            name, engine = CATALOGUE, self.engine if self.shared is None else self.shared.engine
+        else:
+            process = self.processes.get(controller)
+            name, engine = controller, process.copy if process is not None else None
+        if shortage is None:
+            self.shortages.pop(name, None)
+        else:
+            self.shortages[name] = shortage
+        if engine is not None:
+            _have_room(engine, shortage)
 
     async def _flush(self) -> None:
         await trio.sleep(self.catalogue_latency_s + self._flush_entropy.uniform(*_FLUSH_S))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import trio
 
 from tests.simulation.simulator import catalogue
-from tests.simulation.simulator.cluster import CONTROLLERS, Cluster
+from tests.simulation.simulator.cluster import CONTROLLERS, Cluster, Shortage
 from tests.simulation.simulator.plan import Fault
 from tests.simulation.simulator.world import ShardKey, WatchedDisk
 
@@ -171,6 +171,13 @@ def full_disk(cluster: Cluster, fault: Fault) -> Iterator[None]:
     disk.capacity = min(disk.capacity, disk.taken_bytes + int(fault.amount * 10_000))
     yield
     disk.capacity = disk.bought_capacity
+
+
+def full_catalogue(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Leave a controller's disk no room, or so little that files can just be deleted."""
+    cluster.fill_disk(fault.one, Shortage.NOTHING if fault.amount < 0.6 else Shortage.DELETES_ONLY)
+    yield
+    cluster.fill_disk(fault.one, None)
 
 
 def failing_flush(cluster: Cluster, fault: Fault) -> Iterator[None]:
@@ -359,6 +366,7 @@ KINDS: dict[str, FaultKind] = {
     "slow-network": slow_network,
     "slow-disk": slow_disk,
     "full-disk": full_disk,
+    "full-catalogue": full_catalogue,
     "failing-flush": failing_flush,
     "unreadable-pieces": unreadable_pieces,
     "bit-flip": bit_flip,

@@ -81,6 +81,9 @@ _RESUMED = 0.25
 _TAKEOVERS = 0.06
 """In so many plans with one controller another takes its place, and an app does not hear of it."""
 
+_FULL_CATALOGUES = 0.2
+"""In so many plans the disks of controllers are full for a while."""
+
 _LATE_VERDICTS = 0.08
 """In so many plans a pool is told that its damaged shards are dead after it has rebuilt them."""
 
@@ -126,7 +129,26 @@ def draw_plan(seed: int) -> Plan:
         rounds = [_with_relayouts(others, part, numbers) for part in rounds]
     if (others := random.Random(f"resumed {seed}")).random() < _RESUMED:
         rounds = [_with_resumed_puts(others, shape, part, sizes, numbers) for part in rounds]
+    if (others := random.Random(f"full catalogues {seed}")).random() < _FULL_CATALOGUES:
+        rounds = [_with_full_catalogues(others, shape, part, numbers) for part in rounds]
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_full_catalogues(draw: random.Random, shape: Shape, part: Round, numbers) -> Round:
+    """Return the round with controllers whose disks are full."""
+    faults = [
+        Fault(
+            number=next(numbers),
+            kind="full-catalogue",
+            at_s=draw.uniform(0, part.most_s * 0.8),
+            for_s=draw.choice((draw.uniform(0.01, 2.0), draw.uniform(2.0, 12.0))),
+            one=draw.choice(list(CONTROLLERS)[: shape.controllers]),
+            amount=draw.random(),
+        )
+        for _ in range(draw.choice((1, 2, 4)))
+    ]
+    ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
+    return replace(part, faults=tuple(ordered))
 
 
 def _with_resumed_puts(draw: random.Random, shape: Shape, part: Round, sizes: set[int], numbers) -> Round:

@@ -257,6 +257,10 @@ async def _do_nothing(*_: object) -> None:
     return
 
 
+def _believe_what_was_refused(stack: ExitStack) -> None:
+    _replace(stack, batch.Batch, "refused", batch.Batch.committed)
+
+
 def _ignore_confirmations(stack: ExitStack) -> None:
     _replace(stack, batch.Batch, "confirm_garbage", lambda *_: None)
 
@@ -442,6 +446,11 @@ MUTANTS: dict[str, Mutant] = {
         breaks="an extent stays on record that another has taken the place of",
         caught_by=(LISTED, RESTS),
         patch=_keep_what_was_swapped,
+    ),
+    "believe-what-was-refused": Mutant(
+        breaks="of a change for which the disk had no room, the master remembers that it was made",
+        caught_by=(RESTS, COUNTED, LINEARIZABLE, RECORDED),
+        patch=_believe_what_was_refused,
     ),
     "ignore-confirmations": Mutant(
         breaks="the record of a dead extent stays when all pools have dropped it",
