@@ -127,6 +127,8 @@ class Repair:
         self._balanced: tuple[tuple[int, int, str, str], ...] | None = None
         """The pools for which everything was found in its place, as far as it could be moved."""
         self._balancing = 0
+        self._misplaced_found = 0
+        """By the walk that looks for them now, or the last."""
         self._stuck = 0
         """Shards that the last look through the index found no pool for, or too few shards to read."""
 
@@ -184,6 +186,7 @@ class Repair:
     ) -> None:
         """Take note of shards that a pool has reported: those that were not refused are there again."""
         now = self._clock.now()
+        had_some = bool(self._planned)
         for place in shards:
             planned = self._planned.get(place.extent)
             if planned is not None and planned.pool == pool:
@@ -194,6 +197,8 @@ class Repair:
                     self._leave_over(planned)
                 self._done += 1
                 self._rate.add(now, planned.size if planned is not None else 0)
+        if had_some and not self._planned:
+            self._news.set()  # Was that all? Of an extent one shard at a time is planned.
         self._plan_on()
 
     def _leave_over(self, planned: _Planned) -> None:
@@ -282,9 +287,12 @@ class Repair:
         if self._is_balanced() or self._catalogue.restored_ms is not None:
             return
         wanted = self._placement.inputs
-        self._balancing = sum(one.balancing for one in self._planned.values())
-        # What cannot be moved for the moment counts: nobody would look again.
-        if await self._pass(self._misplaced_pages()) is not None and not self._balancing:
+        under_way = self._balancing = sum(one.balancing for one in self._planned.values())
+        self._misplaced_found = 0
+        # What cannot be moved for the moment counts, and so does what has just been moved, which may not have
+        # been all of its extent: nobody would look again.
+        done = await self._pass(self._misplaced_pages()) is not None
+        if done and not under_way and not self._misplaced_found:
             self._balanced = wanted
             log.info("all shards are where placement wants them pools=%d", len(wanted))
 
@@ -353,6 +361,7 @@ class Repair:
             self._view()
             found = [move for extent in page if (move := self._misplaced(extent)) is not None]
             self._balancing += len(found)
+            self._misplaced_found += len(found)
             yield found
             if len(page) < PAGE:
                 return
@@ -424,9 +433,7 @@ class Repair:
     # -- what is planned no more ---------------------------------------------------------------
 
     def _plan_on(self) -> None:
-        if not self._planned or (
-            len(self._planned) < PLAN_AGAIN and (self._catalogue.missing or self._balancing)
-        ):
+        if len(self._planned) < PLAN_AGAIN and (self._catalogue.missing or self._balancing):
             self._news.set()
 
     def _back_off(self, extent: ExtentId, now: float) -> None:
