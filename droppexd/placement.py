@@ -232,6 +232,7 @@ class Placement:
 
         No move puts more shards of the extent on one machine than there are. One that puts more of them
         beyond the limit in one zone is made only when it separates some by machine, and no other would do.
+        So what is safer than in the placement set, on more machines or better spread over zones, stays.
         """
         preferred = self._table(layout).sets[_set_of(extent)]
         if len(preferred) < layout.total:
