@@ -22,6 +22,7 @@ from droppexd.errors import DroppexError
 from droppexd.model import PoolState
 from droppexd.wire.keys import load_keys
 from droppexd.wire.zeromq import open_zeromq_transport
+from tests.cluster.clocks import Clocks
 
 ROOT = Path(__file__).parents[2]
 ANY_PORT = "tcp://127.0.0.1:0"
@@ -374,6 +375,14 @@ def running_cluster(folder, pools, settings, keys, prepare=None, controllers=1):
     finally:
         cluster.end()
     cluster.check_logs()
+
+
+@pytest.fixture
+def clocks(tmp_path):
+    """Wall clocks that are shifted, for processes that are to have one."""
+    clocks = Clocks(tmp_path / "clocks")
+    yield clocks
+    clocks.clean_up()
 
 
 @pytest.fixture(scope="session")

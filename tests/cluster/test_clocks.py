@@ -2,51 +2,19 @@
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import trio
 
+from tests.cluster.clocks import LIBRARIES
 from tests.cluster.conftest import wait_for
 from tests.cluster.test_failovers import Saboteur, Workload, check, engine_of
-
-LIBRARIES = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")]
-"""Of Debian's package libfaketime: it shifts the wall clock of one process, and nothing else."""
-
-
-class Clocks:
-    """What time it is for each process."""
-
-    def __init__(self, folder):
-        self._folder = folder
-        folder.mkdir()
-
-    def give(self, process):
-        """Have a process, not started yet, read a clock of its own."""
-        self.set(process, "+0")
-        process.command = [
-            "env",
-            f"LD_PRELOAD={LIBRARIES[0]}",
-            f"FAKETIME_TIMESTAMP_FILE={self._folder / process.name}",
-            "FAKETIME_CACHE_DURATION=1",
-            "FAKETIME_DONT_FAKE_MONOTONIC=1",
-            *process.command,
-        ]
-
-    def set(self, process, shift):
-        """Shift a clock at once, as `+3600` seconds has it."""
-        file = self._folder / process.name
-        new = file.with_suffix(".new")
-        new.write_text(f"{shift}\n")
-        new.replace(file)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBRARIES, reason="needs Debian's libfaketime")
 @pytest.mark.parametrize("engine", ["etcd", "sqlite"])
-def test_clocks_that_jump_by_an_hour_change_nothing(new_cluster, tmp_path, engine):
-    clocks = Clocks(tmp_path / "clocks")
-
+def test_clocks_that_jump_by_an_hour_change_nothing(new_cluster, tmp_path, clocks, engine):
     def prepare(cluster):
         for process in cluster.processes:
             clocks.give(process)

@@ -7,8 +7,8 @@ import pytest
 
 from droppexd.cli.daemon_keys import make_key
 from droppexd.model import Role
+from tests.cluster.clocks import LIBRARIES
 from tests.cluster.conftest import DROPPEXD, PATIENCE_S, clean_environment, wait_for
-from tests.cluster.test_clocks import LIBRARIES, Clocks
 from tests.cluster.test_joining import hosts
 
 POOLS = 3
@@ -173,9 +173,7 @@ def test_a_key_that_was_revoked_is_told_so(tmp_path, droppexd):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBRARIES, reason="needs Debian's libfaketime")
-def test_a_clock_that_is_an_hour_off_is_a_warning_that_names_it(new_cluster, tmp_path):
-    clocks = Clocks(tmp_path / "clocks")
-
+def test_a_clock_that_is_an_hour_off_is_a_warning_that_names_it(new_cluster, clocks):
     def prepare(cluster):
         clocks.give(cluster.pools[0])
         clocks.set(cluster.pools[0], "+3600")
