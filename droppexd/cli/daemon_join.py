@@ -3,12 +3,14 @@
 Nothing that exists is overwritten. The configuration is written last: where it is, all the rest is.
 """
 
+import fcntl
 import json
 import os
 import pwd
 import re
 import secrets
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,9 @@ SERVICE_USER = "droppex"
 
 _PORTS = {Role.CONTROLLER: CONTROLLER_PORT, Role.APP: APP_PORT, Role.POOL: POOL_PORT}
 _NOT_IN_NAMES = re.compile("[^0-9A-Za-z._-]+")
+_SIOCGIFADDR = 0x8915
+"""Of Linux, netdevice(7): the IPv4 address of an interface."""
+
 _ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^:/]+):([0-9]{1,5})")
 
 
@@ -151,6 +156,20 @@ def own_host(towards: str) -> str:
             return f"[{found}]" if family == socket.AF_INET6 else found
     except OSError:
         pass
+    return "127.0.0.1" if match else _host_without_routes()
+
+
+def _host_without_routes() -> str:
+    """Return an address of this machine where no route leads anywhere: in a network of its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                found = socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
+            except OSError:
+                continue  # It has none.
+            if not found.startswith("127."):
+                return found
     return "127.0.0.1"
 
 
@@ -162,6 +181,8 @@ class Begun(NamedTuple):
 
     cluster: str
     """The cluster's id."""
+    controller: str
+    """Where others reach its first controller; empty when that is not known here."""
     made: tuple[Path, ...]
     """The files that were not there yet."""
 
@@ -173,7 +194,8 @@ def begin_cluster(machine: Machine, roles: Sequence[Role]) -> Begun:
     """
     made: list[Path] = []
     if machine.config.exists():
-        return Begun(Config.load({}, {}, machine.config).cluster, ())
+        there = Config.load({}, {}, machine.config)
+        return Begun(there.cluster, next(iter(there.controllers), ""), ())
     _make_folders(machine, roles)
     cluster_file = machine.keys / "cluster.key"
     if not cluster_file.exists():
@@ -204,7 +226,7 @@ def begin_cluster(machine: Machine, roles: Sequence[Role]) -> Begun:
     ]
     hand_over(machine, roles)
     _write_new(machine.config, lines)
-    return Begun(cluster, (*made, machine.config))
+    return Begun(cluster, machine.listen(Role.CONTROLLER), (*made, machine.config))
 
 
 def _make_folders(machine: Machine, roles: Sequence[Role]) -> None:
@@ -386,9 +408,13 @@ def hand_over(machine: Machine, roles: Sequence[Role]) -> None:
 
 
 def next_steps(
-    machine: Machine, roles: Sequence[Role], environment: Mapping[str, str], *, first: bool
+    machine: Machine, roles: Sequence[Role], environment: Mapping[str, str], *, controller: str = ""
 ) -> list[str]:
-    """Return what to do next, a line each. Files where they are looked for anyway are not named."""
+    """Return what to do next, a line each. Files where they are looked for anyway are not named.
+
+    `controller`, of the first machine, is where its controller is reached.
+    """
+    first = bool(controller)
     serving = [role for role in roles if role in SERVER_ROLES]
     found = machine.folder == config_folder(environment)
     client = "" if found else f" --config {machine.folder / CLIENT_FILE}"
@@ -402,6 +428,9 @@ def next_steps(
         lines.append(f"try it:         droppex{client} status")
     if first:
         lines.append(f"add a machine:  droppexd join-token{'' if found else f' --config {machine.config}'}")
-        if is_loopback(f"tcp://{machine.host}:1"):
-            lines.append("only this machine can reach it: for others begin again with --address HOST")
+        if is_loopback(controller):
+            lines.append(
+                f"only this machine can reach it: for others move {machine.folder} and {machine.data} away, "
+                "and say `droppexd init --address HOST`"
+            )
     return lines

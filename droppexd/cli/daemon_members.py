@@ -104,8 +104,9 @@ def init(
     if begun.made:
         print(f"made {described.config}: the cluster {begun.cluster}, {', '.join(roles)} at {described.host}")
     else:
-        print(f"{described.config} is there already: the cluster {begun.cluster}; nothing was changed")
-    print("\n".join(next_steps(described, roles, os.environ, first=True)))
+        where = f" at {begun.controller}" if begun.controller else ""
+        print(f"{described.config} is there already: the cluster {begun.cluster}{where}; nothing was changed")
+    print("\n".join(next_steps(described, roles, os.environ, controller=begun.controller)))
 
 
 def join_token(
@@ -210,4 +211,4 @@ def join(
         )
         return
     print(f"{described.name} is a member: {', '.join(roles)} at {described.host}")
-    print("\n".join(next_steps(described, roles, os.environ, first=False)))
+    print("\n".join(next_steps(described, roles, os.environ)))

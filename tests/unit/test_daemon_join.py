@@ -1,6 +1,8 @@
 """The files that `droppexd init` and `join` write."""
 
+import errno
 import os
+import socket
 import tomllib
 
 import pytest
@@ -61,7 +63,7 @@ def test_init_changes_nothing_that_is_there(tmp_path):
     first = begin_cluster(machine(tmp_path), ALL)
     before = files_of(tmp_path)
     again = begin_cluster(machine(tmp_path, name="other", address="10.0.0.8"), (Role.CONTROLLER,))
-    assert (again.cluster, again.made) == (first.cluster, ())
+    assert (again.cluster, again.controller, again.made) == (first.cluster, "tcp://10.0.0.7:7700", ())
     assert files_of(tmp_path) == before
 
 
@@ -125,6 +127,28 @@ def test_the_own_address_is_the_one_on_the_way():
     assert own_host("tcp://127.0.0.9:7700").startswith("127.")
     assert own_host("tcp://[::1]:7700") in ("[::1]", "127.0.0.1")
     assert own_host("tcp://no-such-host.invalid:1") == "127.0.0.1"
+
+
+def test_where_no_route_leads_anywhere_an_address_of_an_interface_is_taken(monkeypatch):
+    addresses = {"lo": "127.0.0.1", "down0": None, "eth7": "10.66.0.3"}
+    monkeypatch.setattr(daemon_join.socket, "getaddrinfo", lambda *_, **__: raise_no_route())
+    monkeypatch.setattr(daemon_join.socket, "if_nameindex", lambda: list(enumerate(addresses)))
+
+    def ioctl(_socket, request, data):
+        assert (request, len(data)) == (0x8915, 256)
+        address = addresses[data.partition(b"\0")[0].decode()]
+        if address is None:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return data[:20] + socket.inet_aton(address) + data[24:]
+
+    monkeypatch.setattr(daemon_join.fcntl, "ioctl", ioctl)
+    assert own_host("") == "10.66.0.3"
+    addresses["eth7"] = None
+    assert own_host("") == "127.0.0.1"
+
+
+def raise_no_route():
+    raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
 
 def test_folders_follow_the_user(monkeypatch):
@@ -244,7 +268,7 @@ def test_what_to_do_next_is_said_as_it_can_be_typed(tmp_path, monkeypatch):
     home = {"XDG_CONFIG_HOME": str(tmp_path)}
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     elsewhere = machine(tmp_path)
-    assert daemon_join.next_steps(elsewhere, ALL, home, first=True) == [
+    assert daemon_join.next_steps(elsewhere, ALL, home, controller="tcp://10.0.0.7:7700") == [
         f"start it:       droppexd --config {tmp_path}/etc/droppex.toml",
         f"try it:         droppex --config {tmp_path}/etc/client.toml status",
         f"add a machine:  droppexd join-token --config {tmp_path}/etc/droppex.toml",
@@ -252,13 +276,16 @@ def test_what_to_do_next_is_said_as_it_can_be_typed(tmp_path, monkeypatch):
     usual = describe_machine(
         home, folder=None, data=None, name="", machine="", zone="", address="127.0.0.1", towards=""
     )
-    assert daemon_join.next_steps(usual, ALL, home, first=True) == [
+    assert daemon_join.next_steps(usual, ALL, home, controller="tcp://127.0.0.1:7700") == [
         f"start it:       droppexd --config {tmp_path}/droppex/droppex.toml",
         "try it:         droppex status",
         "add a machine:  droppexd join-token",
-        "only this machine can reach it: for others begin again with --address HOST",
+        (
+            f"only this machine can reach it: for others move {usual.folder} and {usual.data} away, "
+            "and say `droppexd init --address HOST`"
+        ),
     ]
-    assert daemon_join.next_steps(usual, (Role.POOL,), home, first=False) == [
+    assert daemon_join.next_steps(usual, (Role.POOL,), home) == [
         f"start it:       droppexd --config {tmp_path}/droppex/droppex.toml"
     ]
 
