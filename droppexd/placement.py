@@ -203,6 +203,13 @@ class Placement:
             chosen = self._choices[key] = self._fill(table, layout, order, usable_now)
         return chosen
 
+    def lacking(self, extent: ExtentId, layout: Layout, pools: Sequence[int]) -> list[int]:
+        """Return the pools of the placement set that are not among `pools`; none where no set is whole."""
+        preferred = self._table(layout).sets[_set_of(extent)]
+        if len(preferred) < layout.total:
+            return []
+        return [pool for pool in preferred if pool not in pools]
+
     def spare(
         self, extent: ExtentId, layout: Layout, pools: Sequence[int], usable: Callable[[int], bool]
     ) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from droppexd.catalog.engine import Engine, Operation
@@ -335,6 +336,8 @@ class Batch:
         self.put(extent_key(extent.id), pack_extent(extent, version))
         if MISSING in extent.pools:
             self.put(degraded_key(extent.survives, extent.id), b"")
+        if self.state.on_placed is not None:
+            self.after_commit(partial(self.state.on_placed, extent))
 
     def replace_extent(self, old: Extent, new: Extent, version: Version) -> None:
         """Write a changed extent record; the counters and the degraded index follow."""

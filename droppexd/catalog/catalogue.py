@@ -6,7 +6,7 @@ compares the term's key, so that a master that was deposed changes nothing more.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -707,6 +707,10 @@ class Catalogue:
         return _BEHIND_ALL_COUNTERS if found.closed else found.safe_floor
 
     # -- the writer ----------------------------------------------------------------------------
+
+    def when_placed(self, action: Callable[[Extent], None]) -> None:
+        """Have this called with each extent that is recorded from now on, or recorded with other pools."""
+        self._state.on_placed = action
 
     @property
     def shortage(self) -> str:

@@ -1,6 +1,6 @@
 """What the catalogue keeps in memory beside the engine: small, and read by every change."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from droppexd.catalog.keys import Placement
@@ -10,6 +10,7 @@ from droppexd.errors import SessionClosed
 from droppexd.model import (
     MISSING,
     ControllerRecord,
+    Extent,
     MemberRecord,
     Membership,
     PoolRecord,
@@ -78,6 +79,8 @@ class State:
     restored_ms: int | None = None
     """When the backup was written that this catalogue was restored from, while pools are to be compared with
     it; None otherwise. While it is set, shards of extents that have a record are nowhere dead."""
+    on_placed: Callable[[Extent], None] | None = None
+    """Called with each extent that was recorded, or recorded with other pools, once that is durable."""
     rulings: int = 0
     """Decisions about shards of unknown sessions in this term."""
     _survives: dict[Placement, tuple[int, int]] = field(default_factory=dict)

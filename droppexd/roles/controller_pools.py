@@ -1,5 +1,6 @@
 """The pools as the master sees them: permanent records, and what heartbeats tell. Pure; time is handed in."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,9 @@ _SILENT_HEARTBEATS = 2.5
 
 _FREE_STEPS = 64
 """Free space matters to the map in steps of 1/64 of a disk."""
+
+_SIZE_STEPS = 16
+"""The size of a disk matters in steps of 4%: that many double it."""
 
 _ROOM_BYTES = 64 * 1024 * 1024
 """Below so much free space (a whole shard at 4+2), or 1/64 of a smaller disk, a pool counts as full.
@@ -122,7 +126,9 @@ class SeenPool:
     def matters(self) -> tuple[object, ...]:
         """Return what readers of the map must learn of when it changes."""
         free_step = self.free * _FREE_STEPS // self.capacity if self.capacity else 0
-        return self.record, self.state, self.trouble, free_step
+        # Placement goes by capacity: a disk that was made larger is worth a new map, a few blocks are not.
+        size_step = int(math.log2(max(1, self.capacity)) * _SIZE_STEPS)
+        return self.record, self.state, self.trouble, free_step, size_step
 
 
 class PoolTable:

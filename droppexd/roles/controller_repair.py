@@ -11,6 +11,9 @@ disks failed or which an operator drains, and can still be read: planned the sam
 extents. When none is left there either, and there are other pools than at the last such walk, shards move to
 where placement wants them by now. A shard that is moved stays recorded where it was until it was read back
 where it is, so that no extent has less than it had at any moment.
+
+Extents that were recorded elsewhere than placement wants, because a pool was down or full then, are *strays*:
+a bounded number is remembered and looked at again when that pool can be used; beyond that all are walked.
 """
 
 import logging
@@ -44,6 +47,10 @@ BACK_OFF_S = 15.0
 LEASE_S = 60.0
 """An order of a pool that has not asked for work for so long is planned anew."""
 BACKED_OFF = 16_384
+STRAYS = 16_384
+"""Extents that are known to have shards outside of their placement set."""
+STRAYS_S = 60.0
+"""Between two looks at those that could not be moved, if no pool comes or goes: there may be room by now."""
 LEFT_OVER = 16_384
 """Extents by pool that it is told to ask about, after a shard of them was moved away."""
 BLOCK_BYTES = 4096
@@ -129,6 +136,14 @@ class Repair:
         self._balancing = 0
         self._misplaced_found = 0
         """By the walk that looks for them now, or the last."""
+        self._strays: dict[ExtentId, None] = {}
+        """Extents that were recorded outside of their placement set, where not all of that could be used."""
+        self._strays_due = False
+        """Whether some may be movable by now."""
+        self._strays_looked_at = clock.now()
+        self._too_many_strays = False
+        """Whether only a walk through all extents finds them all."""
+        catalogue.when_placed(self._placed)
         self._stuck = 0
         """Shards that the last look through the index found no pool for, or too few shards to read."""
 
@@ -191,7 +206,6 @@ class Repair:
             planned = self._planned.get(place.extent)
             if planned is not None and planned.pool == pool:
                 self._forget(planned)
-                self._balancing -= planned.balancing and self._balancing > 0
             if place not in refused:
                 if planned is not None:
                     self._leave_over(planned)
@@ -252,7 +266,8 @@ class Repair:
             moving=sum(self._catalogue.places(pool) for pool in self._pools.leaving()),
             moving_stuck=self._moving_stuck if self._pools.leaving() else 0,
             balancing=self._balancing,
-            balanced=self._catalogue.restored_ms is not None or self._is_balanced(),
+            balanced=self._catalogue.restored_ms is not None
+            or (self._is_balanced() and not self._strays_due and not self._balancing),
         )
 
     # -- planning ------------------------------------------------------------------------------
@@ -284,7 +299,12 @@ class Repair:
 
     async def _balance(self) -> None:
         """Plan what placement wants elsewhere by now, unless all was found in its place for these pools."""
-        if self._is_balanced() or self._catalogue.restored_ms is not None:
+        if self._catalogue.restored_ms is not None:
+            return
+        again = bool(self._strays) and self._clock.now() >= self._strays_looked_at + STRAYS_S
+        if (self._strays_due or again) and not await self._bring_back_strays():
+            return
+        if self._is_balanced():
             return
         wanted = self._placement.inputs
         under_way = self._balancing = sum(one.balancing for one in self._planned.values())
@@ -295,6 +315,33 @@ class Repair:
         if done and not under_way and not self._misplaced_found:
             self._balanced = wanted
             log.info("all shards are where placement wants them pools=%d", len(wanted))
+
+    async def _bring_back_strays(self) -> bool:
+        """Plan what can be moved of extents that are known to be astray; return whether all were seen."""
+        self._strays_due = False
+        self._strays_looked_at = self._clock.now()
+        self._balancing = sum(one.balancing for one in self._planned.values())
+        movable: list[ExtentId] = []
+        done = await self._pass(self._stray_pages(movable)) is not None
+        if not done or any(extent in self._strays and extent not in self._planned for extent in movable):
+            self._strays_due = True
+        return done
+
+    def _placed(self, extent: Extent) -> None:
+        """Take note of where an extent was recorded."""
+        self._view()
+        lacking = self._placement.lacking(extent.id, extent.layout, extent.pools)
+        if MISSING in extent.pools or not lacking:
+            self._strays.pop(extent.id, None)
+        else:
+            self._stray(extent.id)
+            self._strays_due |= not self._writable.isdisjoint(lacking)
+
+    def _stray(self, extent: ExtentId) -> None:
+        if len(self._strays) < STRAYS:
+            self._strays[extent] = None
+        else:
+            self._too_many_strays = True
 
     def _is_balanced(self) -> bool:
         self._view()
@@ -369,9 +416,30 @@ class Repair:
             # Nothing waits for this: clients come first.
             await trio.sleep(PATIENCE * (self._clock.now() - began))
 
+    async def _stray_pages(self, movable: list[ExtentId]) -> AsyncGenerator[list[_Wanted], None]:
+        """Yield the extents that are known to be astray and can be moved, and gather their ids."""
+        strays = list(self._strays)
+        for start in range(0, len(strays), PAGE):
+            some = strays[start : start + PAGE]
+            records = await self._catalogue.records(some)
+            self._view()
+            found: list[_Wanted] = []
+            for stray, record in zip(some, records, strict=True):
+                if record is None or MISSING in record.extent.pools:
+                    self._strays.pop(stray, None)
+                elif (move := self._misplaced(record.extent)) is not None:
+                    found.append(move)
+            movable += [wanted.extent.id for wanted in found]
+            self._balancing += len(found)
+            yield found
+
     def _misplaced(self, extent: Extent) -> _Wanted | None:
         if MISSING in extent.pools or extent.id in self._planned:
             return None
+        if not self._placement.lacking(extent.id, extent.layout, extent.pools):
+            self._strays.pop(extent.id, None)
+            return None
+        self._stray(extent.id)
         size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
         move = self._placement.move(extent.id, extent.layout, extent.pools, partial(self._usable, size=size))
         return None if move is None else _Wanted(extent, *move)
@@ -416,6 +484,9 @@ class Repair:
         for pool in self._writable - writable:
             self._release(list(self._queued.get(pool, {}).values()))
         self._writable = writable
+        self._strays_due = bool(self._strays)
+        if self._too_many_strays:
+            self._too_many_strays, self._balanced = False, None
         self.look_afresh()
 
     def _usable(self, pool: int, *, size: int) -> bool:
@@ -467,6 +538,8 @@ class Repair:
     def _forget(self, planned: _Planned) -> None:
         extent = planned.extent.id
         del self._planned[extent]
+        self._balancing -= planned.balancing and self._balancing > 0
+        self._strays_due |= extent in self._strays
         del (self._handed if planned.handed else self._queued)[planned.pool][extent]
 
 

@@ -307,3 +307,14 @@ def test_a_pool_that_joined_in_a_lost_history_may_have_the_name_of_one_that_is_k
     with pytest.raises(IdentityError, match="Is its disk mounted"):
         pools.judge(announce(pool_id=b"q" * 16), 1.0, 5)
     assert pools.judge(announce(pool_id=b"q" * 16, cluster_id=CLUSTER), 1.0, 5).number == 0
+
+
+def test_a_disk_that_was_made_larger_changes_the_map_and_a_few_blocks_do_not():
+    pools = table()
+    enter(pools, capacity=TIB, free=TIB // 2)
+    before = pools.version
+    pools.heartbeat(beat(capacity=TIB + TIB // 100, free=TIB // 2 + TIB // 100), 1.0)
+    assert pools.version == before
+    pools.heartbeat(beat(capacity=2 * TIB, free=TIB), 2.0)
+    assert pools.version > before
+    assert pools.map().pools[0].capacity == 2 * TIB

@@ -23,7 +23,7 @@ from droppexd.model import (
 from droppexd.placement import Placement
 from droppexd.roles import controller_repair
 from droppexd.roles.controller_pools import PoolTable
-from droppexd.roles.controller_repair import BACK_OFF_S, LEASE_S, PLANNED, Repair
+from droppexd.roles.controller_repair import BACK_OFF_S, LEASE_S, PLANNED, STRAYS_S, Repair
 from droppexd.wire.messages import Announce, ExpectedShard, Heartbeat, TakeWork
 
 POOLS = 8
@@ -193,7 +193,7 @@ def test_what_is_stored_is_recorded_and_the_next_shard_of_the_extent_planned(sto
                 orders, addresses = master.take(pool)
                 assert {address.number for address in addresses} <= {1, 2, 3, 4, 5, 6, 7, 8} - {pool}
                 assert await master.store(pool, orders) == []
-                rebuilt += [order.shard for order in orders]
+                rebuilt += [order.shard for order in orders if MISSING in order.extent.pools]
         assert sorted(rebuilt) == [0, 5]
         assert master.repair.status().left == 0
         assert await master.catalogue.degraded(None, 10) == []
@@ -319,7 +319,11 @@ def test_shards_on_a_failed_disk_move_when_nothing_is_missing(story):
             for pool in range(1, POOLS + 1):
                 orders, _ = master.take(pool)
                 assert await master.store(pool, orders) == []
-                moved += [(order.extent.id, order.shard) for order in orders]
+                moved += [
+                    (order.extent.id, order.shard)
+                    for order in orders
+                    if order.extent.pools[order.shard] in (MISSING, 1)  # Others come home after that.
+                ]
             await trio.sleep(5)
         assert moved == [(missing, 5), (missing, 0), (there, 0)] or moved == [
             (missing, 5),
@@ -398,6 +402,55 @@ def test_nothing_moves_while_too_few_of_its_shards_can_be_read(story):
     story(body)
 
 
+@pytest.mark.parametrize("known", [0, 1, 100])
+def test_shards_come_home_to_a_pool_that_was_down_when_they_were_put(story, monkeypatch, known):
+    """With fewer that can be known of than there are, all extents are looked through."""
+    monkeypatch.setattr(controller_repair, "STRAYS", known)
+
+    async def body(master):
+        await trio.sleep(5)
+        assert master.repair.status().balanced
+        placement = Placement(master.pools.map().pools)
+        await silence(master, {1})
+        astray = 0
+        for _ in range(20):
+            extent = ExtentId(master.session, master.counter + 2)
+            order = placement.order(extent, Layout(4, 2))
+            pools = [pool if pool != 1 else order[6] for pool in order[:6]]
+            astray += 1 in order[:6]
+            await master.put(tuple(pools))
+        assert astray > 2
+        await silence(master, {1})
+        assert not any(master.take_all().values())
+        assert master.repair.status().balanced  # As far as it can be, with that pool.
+        master.pools.enter(master.pools.known(1), announce(1), trio.current_time())
+        await trio.sleep(2.5)
+        assert not master.repair.status().balanced
+        while not master.repair.status().balanced:
+            await trio.sleep(0.5)
+            await master.carry_out()
+        assert master.catalogue.places(1) == astray
+
+    story(body)
+
+
+def test_shards_come_home_when_there_is_room_for_them(story):
+    async def body(master):
+        await trio.sleep(5)
+        extent = ExtentId(master.session, master.counter + 2)
+        order = Placement(master.pools.map().pools).order(extent, Layout(4, 2))
+        master.beat(order[0], free=10)
+        await master.put((*order[1:6], order[6]))
+        await trio.sleep(10)
+        assert master.repair.status().balanced
+        master.beat(order[0])
+        await trio.sleep(STRAYS_S + 5)
+        await master.carry_out()
+        assert master.catalogue.places(order[0]) == 1
+
+    story(body)
+
+
 async def put_while_one_was_away(master, placed):
     """Put an extent that has a shard on the pool behind its set, because one of the set was not there."""
     await master.decide(placed[5], Membership.DRAINING)
@@ -456,7 +509,7 @@ def test_what_is_planned_is_bounded(story):
             for pool in range(1, POOLS + 1):
                 orders, _ = master.take(pool)
                 await master.store(pool, orders)
-                rebuilt += len(orders)
+                rebuilt += sum(MISSING in order.extent.pools for order in orders)
             await trio.sleep(1)
             if not master.repair.status().left:
                 break

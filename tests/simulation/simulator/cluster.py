@@ -148,6 +148,8 @@ class Cluster:
         if shape.copies:
             self.agreed = Agreed(world, self.controllers, SYNC)
             self.promises = {name: SimulatedPromises() for name in self.controllers}
+        self.absent = set(shape.pools[len(shape.pools) - shape.later :])
+        """The pools that are no part of the cluster yet."""
         for name, capacity in zip(shape.pools, shape.capacities, strict=True):
             self.disk_of[name] = world.disks[name] = WatchedDisk(name, capacity, world)
 
@@ -197,8 +199,8 @@ class Cluster:
         return next((name for name, there in CONTROLLERS.items() if there == address), "")
 
     def start(self, name: str) -> None:
-        """Start a process, unless it runs, or is a pool without a disk."""
-        if name in self.disk_of and self.disk_of[name].lost:
+        """Start a process, unless it runs, or is a pool without a disk, or no part of the cluster yet."""
+        if name in self.absent or (name in self.disk_of and self.disk_of[name].lost):
             return
         self.wanted[name] = None
         if name in self.processes:

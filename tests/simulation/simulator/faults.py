@@ -262,7 +262,7 @@ def power_loss(cluster: Cluster, fault: Fault) -> Iterator[None]:
 def swap_disks(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Exchange the disks of two pools that are down for that."""
     pools = (fault.one, fault.other)
-    if any(cluster.disk_of[name].lost for name in pools):
+    if any(cluster.disk_of[name].lost or name in cluster.absent for name in pools):
         return
     for name in pools:
         cluster.kill(name)
@@ -337,6 +337,15 @@ def drain_pool(cluster: Cluster, fault: Fault) -> Iterator[None]:
         cluster.retire(number, fault.one)
 
 
+def add_pool(cluster: Cluster, fault: Fault) -> Iterator[None]:
+    """Have a pool join that was no part of the cluster before."""
+    if fault.one not in cluster.absent:
+        return
+    cluster.absent.remove(fault.one)
+    cluster.start(fault.one)
+    yield
+
+
 def clone(cluster: Cluster, fault: Fault) -> Iterator[None]:
     """Start a copy of a pool beside it; the master refuses it."""
     if not cluster.running(fault.one) or cluster.disk_of[fault.one].lost:
@@ -378,6 +387,7 @@ KINDS: dict[str, FaultKind] = {
     "lose-disk": lose_disk,
     "replace-pool": replace_pool,
     "drain-pool": drain_pool,
+    "add-pool": add_pool,
     "clone": clone,
     "wrong-clock": wrong_clock,
 }

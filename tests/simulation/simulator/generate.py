@@ -81,6 +81,9 @@ _RESUMED = 0.25
 _TAKEOVERS = 0.06
 """In so many plans with one controller another takes its place, and an app does not hear of it."""
 
+_GROWING = 0.25
+"""In so many plans that are about nothing else some pools join when there are files already."""
+
 _FULL_CATALOGUES = 0.2
 """In so many plans the disks of controllers are full for a while."""
 
@@ -117,6 +120,9 @@ def draw_plan(seed: int) -> Plan:
     elif draw.random() < _LATE_VERDICTS:
         shape = replace(shape, heartbeat_s=1.0, down_after_s=3.0, replace_after_s=6.0)
         rounds[0] = _with_late_verdicts(draw, shape, sizes, numbers)
+    elif len(shape.pools) > 4 and (others := random.Random(f"growing {seed}")).random() < _GROWING:
+        shape = replace(shape, later=others.randint(1, len(shape.pools) - 3))
+        rounds[-1] = _with_pools_that_join(others, shape, rounds[-1], numbers)
     if (others := random.Random(f"controllers {seed}")).random() < _SEVERAL_CONTROLLERS:
         shape = replace(shape, controllers=3, lease_s=others.choice((3.0, 6.0)))
         rounds[0] = _with_failovers(others, rounds[0], numbers)
@@ -132,6 +138,23 @@ def draw_plan(seed: int) -> Plan:
     if (others := random.Random(f"full catalogues {seed}")).random() < _FULL_CATALOGUES:
         rounds = [_with_full_catalogues(others, shape, part, numbers) for part in rounds]
     return Plan(seed=seed, shape=shape, rounds=tuple(rounds))
+
+
+def _with_pools_that_join(draw: random.Random, shape: Shape, part: Round, numbers) -> Round:
+    """Return the round with pools that join, each at a moment of its own or all at once."""
+    at_s = draw.uniform(0.5, part.most_s * 0.7)
+    faults = [
+        Fault(
+            number=next(numbers),
+            kind="add-pool",
+            at_s=draw.choice((at_s, draw.uniform(0.5, part.most_s * 0.7))),
+            for_s=0.1,
+            one=pool,
+        )
+        for pool in shape.pools[len(shape.pools) - shape.later :]
+    ]
+    ordered = sorted((*part.faults, *faults), key=lambda fault: (fault.at_s, fault.number))
+    return replace(part, faults=tuple(ordered))
 
 
 def _with_full_catalogues(draw: random.Random, shape: Shape, part: Round, numbers) -> Round:

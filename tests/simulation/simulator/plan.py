@@ -98,6 +98,8 @@ class Shape:
     machines: tuple[str, ...]
     """Of each pool; the first pool is `pool-1`."""
     capacities: tuple[int, ...]
+    later: int = 0
+    """So many pools, the last, are no part of the cluster until a fault adds them."""
     apps: int
     clients: int
     chunk_size: int

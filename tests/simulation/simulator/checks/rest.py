@@ -4,6 +4,7 @@ import trio
 
 from droppexd.errors import DroppexError, PeerBusy
 from droppexd.model import MISSING, ClusterStatus, PoolState, shard_size
+from droppexd.placement import Placement
 from droppexd.store.simulated import OVERHEAD_BYTES
 from tests.simulation.simulator import catalogue
 from tests.simulation.simulator.checks.bounds import Bounds
@@ -110,7 +111,7 @@ async def untruth(person: Person, cluster: Cluster) -> str:
     wanted = (names, size, extents, catalogue.garbage(world))
     if found != wanted:
         return f"status counts files, bytes, extents, garbage {found}; there are {wanted}"
-    return _states(status, cluster) or _survival(status, cluster)
+    return _states(status, cluster) or _survival(status, cluster) or _misplaced(status, cluster)
 
 
 def _states(status: ClusterStatus, cluster: Cluster) -> str:
@@ -120,6 +121,23 @@ def _states(status: ClusterStatus, cluster: Cluster) -> str:
         gone = disk is None or disk.lost
         if gone == (pool.state in (PoolState.UP, PoolState.READ_ONLY)):
             return f"status calls pool {pool.number} {pool.state}"
+    return ""
+
+
+def _misplaced(status: ClusterStatus, cluster: Cluster) -> str:
+    """Say that shards are to move still, or which is though status says that none is.
+
+    Where a disk was full when they were looked for they stay: there only those count that have ample room.
+    """
+    if not status.repair.balanced:
+        return "status says that shards are to be moved"
+    placement = Placement(status.pools)
+    ample = {pool.number for pool in status.pools if pool.writable and pool.free > pool.capacity // 2}
+    for record in catalogue.extents(cluster.world):
+        move = placement.move(record.id, record.layout, record.pools, ample.__contains__)
+        if MISSING not in record.pools and move is not None:
+            at, pool = move
+            return f"status calls all in place; shard {at} of extent {record.id} belongs on pool {pool}"
     return ""
 
 
