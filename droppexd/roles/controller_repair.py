@@ -409,17 +409,19 @@ class Repair:
             found = [move for extent in page if (move := self._misplaced(extent)) is not None]
             self._balancing += len(found)
             self._misplaced_found += len(found)
+            took_s = self._clock.now() - began  # Without the wait until what was found can be planned.
             yield found
             if len(page) < PAGE:
                 return
             after = page[-1].id
             # Nothing waits for this: clients come first.
-            await trio.sleep(PATIENCE * (self._clock.now() - began))
+            await trio.sleep(PATIENCE * took_s)
 
     async def _stray_pages(self, movable: list[ExtentId]) -> AsyncGenerator[list[_Wanted], None]:
         """Yield the extents that are known to be astray and can be moved, and gather their ids."""
         strays = list(self._strays)
         for start in range(0, len(strays), PAGE):
+            began = self._clock.now()
             some = strays[start : start + PAGE]
             records = await self._catalogue.records(some)
             self._view()
@@ -431,7 +433,9 @@ class Repair:
                     found.append(move)
             movable += [wanted.extent.id for wanted in found]
             self._balancing += len(found)
+            took_s = self._clock.now() - began
             yield found
+            await trio.sleep(PATIENCE * took_s)
 
     def _misplaced(self, extent: Extent) -> _Wanted | None:
         if MISSING in extent.pools or extent.id in self._planned:
@@ -439,9 +443,13 @@ class Repair:
         if not self._placement.lacking(extent.id, extent.layout, extent.pools):
             self._strays.pop(extent.id, None)
             return None
-        self._stray(extent.id)
         size = shard_size(extent.size, extent.chunk_size, extent.layout.k) + BLOCK_BYTES
-        move = self._placement.move(extent.id, extent.layout, extent.pools, partial(self._usable, size=size))
+        wanted = partial(self._placement.move, extent.id, extent.layout, extent.pools)
+        move = wanted(partial(self._usable, size=size))
+        if move is None and wanted(lambda _: True) is None:
+            self._strays.pop(extent.id, None)  # It is safer where it is.
+            return None
+        self._stray(extent.id)
         return None if move is None else _Wanted(extent, *move)
 
     def _plan(self, wanted: Sequence[_Wanted]) -> int:
