@@ -293,6 +293,8 @@ class PoolRecord:
     joined_ms: int = 0
     checking: bool = False
     """Whether its folder may be older than what the records say of it, until the two are compared."""
+    capacity: int = 0
+    """Bytes that it offered when it was announced, about; 0: unknown. By it a new master places at first."""
 
 
 @record

@@ -46,7 +46,7 @@ class SeenPool:
     failure: str = ""
     """Why its disk failed, in its own words."""
     full: bool = False
-    capacity: int = 0
+    capacity: int = field(init=False)
     free: int = 0
     shards: int = 0
     down: bool = True
@@ -58,6 +58,9 @@ class SeenPool:
     scrub: ScrubReport = field(default_factory=ScrubReport)
     challenged_at: float | None = None
     """When another start of the same pool first asked to take over."""
+
+    def __post_init__(self) -> None:
+        self.capacity = self.record.capacity
 
     @property
     def state(self) -> PoolState:
@@ -127,8 +130,7 @@ class SeenPool:
         """Return what readers of the map must learn of when it changes."""
         free_step = self.free * _FREE_STEPS // self.capacity if self.capacity else 0
         # Placement goes by capacity: a disk that was made larger is worth a new map, a few blocks are not.
-        size_step = int(math.log2(max(1, self.capacity)) * _SIZE_STEPS)
-        return self.record, self.state, self.trouble, free_step, size_step
+        return self.record, self.state, self.trouble, free_step, _size_step(self.capacity)
 
 
 class PoolTable:
@@ -294,6 +296,7 @@ class PoolTable:
                 address=announce.address,
                 boot_id=announce.boot_id,
                 joined_ms=wall_ms,
+                capacity=announce.capacity,
             )
         if pool.record.membership == Membership.REMOVED:
             raise IdentityError(f"pool {announce.name!r} was removed from the cluster; it cannot come back")
@@ -301,6 +304,7 @@ class PoolTable:
         # A start whose predecessor is not the last one that was heard of: the folder may be an old copy.
         known = pool.record.boot_id
         strange = bool(known) and known not in (announce.boot_id, announce.previous_boot_id)
+        resized = _size_step(announce.capacity) != _size_step(pool.record.capacity)
         return replace(
             pool.record,
             checking=pool.record.checking or strange,
@@ -309,6 +313,7 @@ class PoolTable:
             zone=announce.zone,
             address=announce.address,
             boot_id=announce.boot_id,
+            capacity=announce.capacity if resized else pool.record.capacity,
         )
 
     def _check_name(self, announce: Announce) -> None:
@@ -440,3 +445,7 @@ class PoolTable:
         if before != pool.matters():
             self._version += 1
             self._map = None
+
+
+def _size_step(capacity: int) -> int:
+    return int(math.log2(max(1, capacity)) * _SIZE_STEPS)

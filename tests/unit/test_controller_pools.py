@@ -217,6 +217,16 @@ def test_the_map_changes_its_version_only_when_something_matters():
     assert table([record], term=2).version > pools.version
 
 
+def test_a_new_master_knows_how_large_pools_are_that_it_has_not_heard_of():
+    former = table()
+    enter(former, capacity=TIB)
+    new = table([former.known(1)], term=2)
+    assert (new.map().pools[0].state, new.map().pools[0].capacity) == (PoolState.DOWN, TIB)
+    same, other = TIB + TIB // 100, 2 * TIB
+    assert new.judge(announce(cluster_id=CLUSTER, capacity=same), 1.0, 5) == former.known(1)
+    assert new.judge(announce(cluster_id=CLUSTER, capacity=other), 1.0, 5).capacity == other
+
+
 def test_an_empty_folder_under_the_name_of_a_known_pool_is_refused_until_that_is_removed():
     pools = table()
     record = enter(pools)

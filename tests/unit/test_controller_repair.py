@@ -16,7 +16,6 @@ from droppexd.model import (
     Layout,
     Membership,
     OperationId,
-    PoolRecord,
     Version,
     VersionId,
 )
@@ -107,33 +106,27 @@ def announce(number):
     )
 
 
+def table(records):
+    return PoolTable(
+        records,
+        cluster_id=bytes(16),
+        incarnation=bytes(16),
+        term=1,
+        heartbeat_s=2.0,
+        down_after_s=10.0,
+        replace_after_s=60.0,
+        began=trio.current_time(),
+    )
+
+
 @asynccontextmanager
 async def open_master(stage):
     runtime = stage.runtime
     async with open_catalogue(SimulatedEngine(runtime), runtime) as catalogue, trio.open_nursery() as nursery:
-        pools = PoolTable(
-            {},
-            cluster_id=bytes(16),
-            incarnation=bytes(16),
-            term=1,
-            heartbeat_s=2.0,
-            down_after_s=10.0,
-            replace_after_s=60.0,
-            began=trio.current_time(),
-        )
+        pools = table({})
         for number in range(1, POOLS + 1):
             said = announce(number)
-            record = await catalogue.save_pool(
-                PoolRecord(
-                    number=0,
-                    pool_id=said.pool_id,
-                    name=said.name,
-                    machine=said.machine,
-                    zone="",
-                    address=said.address,
-                    boot_id=said.boot_id,
-                )
-            )
+            record = await catalogue.save_pool(pools.judge(said, trio.current_time(), 1))
             pools.enter(record, said, trio.current_time())
         repair = Repair(catalogue, pools, runtime.clock)
         nursery.start_soon(repair.run)
@@ -358,6 +351,28 @@ def test_shards_come_back_to_a_pool_that_is_taken_back_as_soon_as_it_is_empty(st
             await master.carry_out()
         assert held
         assert master.catalogue.places(1) == held
+
+    story(body)
+
+
+def test_a_new_master_leaves_alone_what_is_on_a_pool_that_it_has_not_heard_of(story):
+    """A machine died with the former master: its pool weighs what it did until it is out."""
+
+    async def body(master):
+        placement = Placement(master.pools.map().pools)
+        for _ in range(40):
+            extent = ExtentId(master.session, master.counter + 2)
+            await master.put(placement.order(extent, Layout(4, 2))[:6])
+        pools = table(dict(master.catalogue.pools))
+        async with trio.open_nursery() as nursery:
+            new = Master(master.catalogue, pools, Repair(master.catalogue, pools, master.repair._clock))
+            nursery.start_soon(new.repair.run)
+            for pool in range(2, POOLS + 1):
+                new.beat(pool)
+            await trio.sleep(5)
+            assert not any(new.take_all().values())
+            assert new.repair.status().balanced
+            nursery.cancel_scope.cancel()
 
     story(body)
 
