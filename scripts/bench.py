@@ -103,7 +103,6 @@ class Cluster:
         self, stack: ExitStack, folder: Path, pools: int = POOLS, *options: str, keys: Sequence[str] = ()
     ) -> None:
         """Start it; `keys` are the client's key file and number of threads, where links are encrypted."""
-        self._keys = keys
         report = folder / "dev" / "dev.json"
         report.unlink(missing_ok=True)  # Of an earlier cluster in this folder.
         command = ["-m", "droppexd", "dev", "--pools", str(pools), "--data", str(folder / "dev")]

@@ -304,6 +304,9 @@ class Repair:
         again = bool(self._strays) and self._clock.now() >= self._strays_looked_at + STRAYS_S
         if (self._strays_due or again) and not await self._bring_back_strays():
             return
+        if self._too_many_strays and len(self._strays) < STRAYS // 2:
+            # Those that were remembered came home: so can the others.
+            self._too_many_strays, self._balanced = False, None
         if self._is_balanced():
             return
         wanted = self._placement.inputs
@@ -330,12 +333,16 @@ class Repair:
     def _placed(self, extent: Extent) -> None:
         """Take note of where an extent was recorded."""
         self._view()
-        lacking = self._placement.lacking(extent.id, extent.layout, extent.pools)
-        if MISSING in extent.pools or not lacking:
-            self._strays.pop(extent.id, None)
-        else:
+        lacking = (
+            self._placement.lacking(extent.id, extent.layout, extent.pools)
+            if MISSING not in extent.pools
+            else ()
+        )
+        if lacking:
             self._stray(extent.id)
             self._strays_due |= not self._writable.isdisjoint(lacking)
+        else:
+            self._strays.pop(extent.id, None)
 
     def _stray(self, extent: ExtentId) -> None:
         if len(self._strays) < STRAYS:

@@ -449,6 +449,25 @@ def test_shards_come_home_to_a_pool_that_was_down_when_they_were_put(story, monk
     story(body)
 
 
+def test_more_strays_than_can_be_remembered_come_home_though_no_pool_came_or_went(story, monkeypatch):
+    monkeypatch.setattr(controller_repair, "STRAYS", 4)
+
+    async def body(master):
+        await trio.sleep(5)
+        placement = Placement(master.pools.map().pools)
+        for _ in range(20):  # An app found a pool slow that the master knows to be up.
+            order = placement.order(ExtentId(master.session, master.counter + 2), Layout(4, 2))
+            await master.put((*order[1:6], order[6]))
+        for _ in range(60):
+            await trio.sleep(0.5)
+            await master.carry_out()
+        assert master.repair.status().balanced
+        for extent in await master.catalogue.extents(None, 100):
+            assert placement.lacking(extent.id, extent.layout, extent.pools) == []
+
+    story(body)
+
+
 def test_shards_come_home_when_there_is_room_for_them(story):
     async def body(master):
         await trio.sleep(5)
