@@ -112,6 +112,33 @@ def test_a_drain_goes_on_over_restarts_and_can_be_undone(new_cluster, content, w
 
 
 @pytest.mark.slow
+def test_shards_on_a_pool_that_died_with_the_master_stay_there_until_it_is_out(
+    new_cluster, content, wait_until
+):
+    """The next master has never heard of that pool, and it weighs what it did."""
+    with new_cluster(pools=4, prepare=apart, **SETTINGS) as cluster:
+        stored = {f"docs/{number}": content(1000 + number, number) for number in range(40)}
+        for name, data in stored.items():
+            cluster.put(name, data, layout=Layout(1, 1))
+        wait_until(lambda: at_rest(cluster), "no rest")
+        before = holders_of(cluster, stored)
+        cluster.pool("pool-2").kill()
+        cluster.controller.restart()
+        wait_until(lambda: heard_of(cluster) == 3, "the others are not heard of")
+        wait_until(lambda: at_rest(cluster), "no rest without it")
+        assert holders_of(cluster, stored) == before
+        cluster.pool("pool-2").start()
+        wait_until(lambda: heard_of(cluster) == 4, "it is not heard of again")
+        wait_until(lambda: at_rest(cluster), "no rest with it")
+        assert holders_of(cluster, stored) == before
+        check_files(cluster, stored)
+
+
+def heard_of(cluster):
+    return sum(pool.state == PoolState.UP for pool in cluster.status().pools)
+
+
+@pytest.mark.slow
 def test_what_has_nowhere_to_go_is_told_and_stays(new_cluster, content, wait_until, monkeypatch):
     with new_cluster(pools=3, prepare=apart, **SETTINGS) as cluster:
         data = content(300_000)
