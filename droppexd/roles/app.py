@@ -19,6 +19,7 @@ from droppexd.errors import (
     Conflict,
     DroppexError,
     IntegrityError,
+    NotEnoughShards,
     NotFound,
     PeerBusy,
     RemoteProtocolError,
@@ -331,7 +332,7 @@ class _App:
         await self._begin_small()
         try:
             with self._registration.session.work() as ids:
-                upload = Upload(self._outlets, wanted, ids)
+                upload = await self._begin_upload(wanted, ids)
                 try:
                     for number, start in enumerate(range(0, len(data), chunk_size)):
                         chunk = data[start : start + chunk_size]
@@ -350,6 +351,15 @@ class _App:
         except trio.WouldBlock:
             await self._small.acquire()
 
+    async def _begin_upload(self, wanted: Wanted, ids: Ids) -> Upload:
+        """Return a new upload. Only a map that the master calls its latest may lack the pools for it."""
+        try:
+            return Upload(self._outlets, wanted, ids)
+        except NotEnoughShards:
+            if not await self._registration.refresh():
+                raise
+        return Upload(self._outlets, wanted, ids)
+
     async def put_open(self, call: Call, request: PutOpen, _body: Sequence[Frame]) -> Answer:
         """Begin a put; wait for memory if all of it is in use."""
         wanted = Wanted(
@@ -363,7 +373,7 @@ class _App:
         earlier = await self._earlier_upload(wanted.name, request)
         with ExitStack() as undo:
             ids = undo.enter_context(self._registration.session.work())
-            upload = Upload(self._outlets, wanted, ids)
+            upload = await self._begin_upload(wanted, ids)
             if self._resumable(request):
                 upload.record(self._recording(upload.version, wanted.name, request, ids))
             lease = await self._budget.lease()

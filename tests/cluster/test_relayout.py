@@ -52,6 +52,7 @@ def relayout(cluster, *arguments, code=0):
 def test_files_follow_a_cluster_that_grows_from_one_machine_to_six(new_cluster, content, wait_until):
     with new_cluster(pools=1, **SETTINGS) as cluster:
         cluster.pools[0].restart()
+        cluster.wait_until_up()
         stored = {f"docs/{number}": content(700_000 + number, number) for number in range(6)}
         stored |= {"docs/empty": b"", "docs/tiny": content(10), "docs/big": content(3 * CHUNK_SIZE + 77, 9)}
         for name, data in stored.items():

@@ -1,6 +1,7 @@
 """The app between real clients and small pools and masters: memory, credit, and order under load."""
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from droppexd.errors import (
     IntegrityError,
     InvalidRequest,
     NoSuchShard,
+    NotEnoughShards,
     NotFound,
     PeerError,
     SessionClosed,
@@ -120,7 +122,7 @@ class Master:
         if self.refuse_keeping:
             raise self.refuse_keeping.pop(0)
         self.floors.append(request.floor)
-        return SessionKept()
+        return SessionKept(map=self.map if request.map_version < self.map.version else None)
 
     async def close(self, _call, _request, _body):
         return Done()
@@ -203,6 +205,12 @@ class Scene:
             open_client(self.address, transport, self.stage.runtime) as client,
         ):
             yield client
+
+    def change_pools(self, **fields):
+        """Have the master know all pools differently from now on."""
+        old = self.master.map
+        pools = tuple(replace(pool, **fields) for pool in old.pools)
+        self.master.map = replace(old, version=old.version + 1, pools=pools)
 
     def slow(self, low, high):
         for pool in self.pools:
@@ -332,6 +340,21 @@ def test_more_small_files_than_a_pool_takes_at_once_wait_for_each_other(scene):
                     nursery.start_soon(put_and_get, number)
         assert max(pool.most_busy for pool in one.pools) <= 200
         assert all(found.extents[0].present == 2 for found in one.master.names.values())
+
+    scene(body)
+
+
+@pytest.mark.parametrize("data", [b"small", LARGE])
+def test_a_put_right_after_the_pools_came_back_is_not_refused(scene, data):
+    async def body(one):
+        async with one.client() as client:
+            one.change_pools(state="down")
+            await trio.sleep(5)
+            with pytest.raises(NotEnoughShards, match="no pool takes writes now"):
+                await client.put_bytes("a/early", data)
+            one.change_pools(state="up")
+            await client.put_bytes("a/late", data)
+            assert await client.get_bytes("a/late") == data
 
     scene(body)
 

@@ -209,7 +209,10 @@ def test_operations_are_nested_so_that_no_path_has_more_than_etcd_takes(count):
 
 def test_as_many_keys_as_the_catalogue_writes_at_once_are_one_transaction(etcd):
     async def main():
-        async with open_etcd_group(settings(etcd), system_runtime()) as group, group.campaign(ONE) as mandate:
+        async with (
+            open_etcd_group(settings(etcd, txn_s=30.0), system_runtime()) as group,
+            group.campaign(ONE) as mandate,
+        ):
             engine = mandate.engine
             keys = [b"k%05d" % number for number in range(9000)]
             revision = await engine.txn([], [Operation(key, os.urandom(90)) for key in keys])
