@@ -46,6 +46,8 @@ class Mutant:
     patch: Patch
     ignoring: tuple[str, ...] = ()
     """Checkers that look away, so that it is caught by what comes of it."""
+    seed: int = 0
+    """The first that noticed it when that was last looked for. Plans change: it may be another by now."""
 
 
 def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
@@ -349,26 +351,31 @@ MUTANTS: dict[str, Mutant] = {
         breaks="an order to drop a shard names no stored instance",
         caught_by=(DROPPED, FLUSHED, PLACED),
         patch=_no_generation,
+        seed=18,
     ),
     "orphan-by-age": Mutant(
         breaks="a shard without a record is dead by its age, and not by its session",
         caught_by=(DROPPED, FLUSHED, PLACED),
         patch=_orphan_by_age,
+        seed=2,
     ),
     "accept-lower-term": Mutant(
         breaks="the catalogue takes changes from a master of an earlier term",
         caught_by=(FENCED, COUNTED, STAYS_DEAD, DEGRADED),
         patch=_accept_lower_term,
+        seed=34,
     ),
     "skip-checksum": Mutant(
         breaks="an app hands on pieces that it did not verify",
         caught_by=(EXACT, READABLE),
         patch=_skip_checksum,
+        seed=9,
     ),
     "count-out-pool": Mutant(
         breaks="shards on a pool that is out count among the k+1 of a commit",
         caught_by=(COUNTS,),
         patch=_count_out_pool,
+        seed=8,
     ),
     "forget-degraded": Mutant(
         breaks="an extent with a missing shard does not enter the degraded index",
@@ -391,16 +398,19 @@ MUTANTS: dict[str, Mutant] = {
         breaks="a verdict removes a shard that is being moved here",
         caught_by=(DROPPED, FLUSHED, PLACED),
         patch=_forget_pins,
+        seed=7,
     ),
     "stale-look-ups": Mutant(
         breaks="an app answers reads from a look-up that is up to a second old",
         caught_by=(LINEARIZABLE,),
         patch=_stale_look_ups,
+        seed=1,
     ),
     "serve-past-the-mandate": Mutant(
         breaks="a master that is cut off from the store goes on answering reads from memory",
         caught_by=(LINEARIZABLE,),
         patch=_serve_past_the_mandate,
+        seed=80,
     ),
     "answer-unconfirmed": Mutant(
         breaks="a master with followers answers before any of them has written that down",
@@ -411,21 +421,25 @@ MUTANTS: dict[str, Mutant] = {
         breaks="a master acknowledges a change that no pool has written down in its journal",
         caught_by=(JOURNALED,),
         patch=_skip_journals,
+        seed=22,
     ),
     "break-promises": Mutant(
         breaks="a standby goes on listening to a master of a lower term than it has promised",
         caught_by=(*_UNDONE, RESTS),
         patch=_break_promises,
+        seed=11,
     ),
     "promote-with-too-few": Mutant(
         breaks="a controller is promoted without the promise of enough others",
         caught_by=_UNDONE,
         patch=_promote_with_too_few,
+        seed=19,
     ),
     "take-over-nothing": Mutant(
         breaks="a controller that is promoted begins without what the others have",
         caught_by=_UNDONE,
         patch=_take_over_nothing,
+        seed=4,
     ),
     "unchecked-conditions": Mutant(
         breaks="conditional changes are carried out whether or not the condition holds",
@@ -436,21 +450,25 @@ MUTANTS: dict[str, Mutant] = {
         breaks="an extent of another layout takes the place of one that was swapped already",
         caught_by=(LISTED, COUNTED),
         patch=_swap_unchecked,
+        seed=3,
     ),
     "forget-uploads": Mutant(
         breaks="of an upload that is given up the record goes and what it stored stays",
         caught_by=(COUNTED,),
         patch=_forget_uploads,
+        seed=54,
     ),
     "keep-what-was-swapped": Mutant(
         breaks="an extent stays on record that another has taken the place of",
         caught_by=(LISTED, RESTS),
         patch=_keep_what_was_swapped,
+        seed=3,
     ),
     "believe-what-was-refused": Mutant(
         breaks="of a change for which the disk had no room, the master remembers that it was made",
         caught_by=(RESTS, COUNTED, LINEARIZABLE, RECORDED),
         patch=_believe_what_was_refused,
+        seed=5,
     ),
     "ignore-confirmations": Mutant(
         breaks="the record of a dead extent stays when all pools have dropped it",
@@ -461,6 +479,7 @@ MUTANTS: dict[str, Mutant] = {
         breaks="an app opens as many transfers as it is asked for",
         caught_by=(BOUNDED,),
         patch=_unbounded_transfers,
+        seed=20,
     ),
     "leak-budget": Mutant(
         breaks="a transfer does not give its memory back",
