@@ -379,6 +379,10 @@ class Reconciler:
             await self._review(held)
             left = await self._run_blocking(self._store.find, page.extents)
             kept = {holding.extent for holding in left}
+            for extent in page.extents:
+                # What was moved away is named once. Was it deleted since, it is dead when its grace is over.
+                if extent in kept and extent not in self._doubtful:
+                    self.doubt(extent)
             gone = tuple(extent for extent in page.extents if extent not in kept)
             if gone:
                 await self._master.call(ConfirmDropped(number=self.number, extents=gone), timeout_s=_MASTER_S)

@@ -53,6 +53,8 @@ class Master:
         self.reviewed = []
         self.moved = []
         """What is dead and no garbage: another pool has it on record."""
+        self.left_over = []
+        """What the pool is told once to ask about."""
         self.compared = []
         self.refuse_comparisons = []
         self.fail_comparison_after = None
@@ -117,9 +119,12 @@ class Master:
         self.heard_at.append(trio.current_time())
         if self.refuse_heartbeats:
             raise self.refuse_heartbeats.pop(0)
-        return Heard(review=bool(self.dead), term=self.term)
+        return Heard(review=bool(self.dead or self.left_over), term=self.term)
 
     async def list_garbage(self, _call, request, _body):
+        if request.after is None and self.left_over:
+            page, self.left_over = tuple(self.left_over), []
+            return GarbagePage(extents=page)
         later = [extent for extent in self.dead if request.after is None or extent > request.after]
         return GarbagePage(extents=tuple(sorted(later)[:2]))
 
@@ -311,6 +316,21 @@ def test_a_shard_in_doubt_is_asked_about_less_and_less_until_it_is_dead(scene):
         asked = len(one.master.reviewed)
         await trio.sleep(100)
         assert len(one.master.reviewed) == asked
+
+    scene(body)
+
+
+def test_a_shard_that_was_moved_and_is_not_dead_yet_is_asked_about_until_it_is(scene):
+    """Its extent was deleted after the move: only this pool knows that it has something left."""
+
+    async def body(one):
+        extent = one.hold(1)
+        one.master.left_over = [extent]
+        await trio.sleep(10)
+        assert 2 <= len(one.master.reviewed) <= 10
+        one.master.moved = [extent]
+        await trio.sleep(10)
+        assert not one.store.page(None, 100)
 
     scene(body)
 
